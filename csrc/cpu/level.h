@@ -1,0 +1,30 @@
+// Run-time choice of the instruction set. Kernel files are compiled once per level with PAMKD_LEVEL set to the level's
+// name, define their functions in namespace pamkd::PAMKD_LEVEL, and include no standard containers or algorithms: an
+// inline function compiled with AVX-512 must never be the one that the linker keeps for everybody.
+#pragma once
+
+namespace pamkd {
+
+enum class Level { baseline = 0, avx2 = 1, avx512 = 2 };
+
+// The highest level that is both built and supported by this CPU, at most PAMKD_CPU_LEVEL where that is set.
+Level cpu_level();
+const char* level_name(Level level);
+
+}  // namespace pamkd
+
+// PAMKD_PICK(f): the implementation of f for the running CPU. All levels share f's signature.
+#if defined(PAMKD_HAS_AVX512)
+#define PAMKD_PICK(f)                                                   \
+  (::pamkd::cpu_level() == ::pamkd::Level::avx512 ? &::pamkd::avx512::f \
+   : ::pamkd::cpu_level() == ::pamkd::Level::avx2 ? &::pamkd::avx2::f   \
+                                                  : &::pamkd::baseline::f)
+#define PAMKD_DECLARE(...)                     \
+  namespace pamkd::baseline { __VA_ARGS__ }    \
+  namespace pamkd::avx2 { __VA_ARGS__ }        \
+  namespace pamkd::avx512 { __VA_ARGS__ }
+#else
+#define PAMKD_PICK(f) (&::pamkd::baseline::f)
+#define PAMKD_DECLARE(...) \
+  namespace pamkd::baseline { __VA_ARGS__ }
+#endif

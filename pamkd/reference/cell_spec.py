@@ -1,0 +1,154 @@
+"""The description of a mixed-op cell that every implementation of `mixed_cell` reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+# The position of a name is its code in `CellSpec.encode`: append, never reorder.
+OPERATIONS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "nor_conv_1x1",
+    "nor_conv_3x3",
+)
+
+
+@dataclass(frozen=True)
+class WeightSlice:
+    """One weight tensor inside a cell's flat slice."""
+
+    edge: int
+    op: int  # column of the edge's candidate list
+    part: str  # "dw1", "pw1", "dw2", "pw2", "conv", "conv_1" or "conv_2"
+    offset: int  # in elements, from the start of the cell's slice
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """A cell: `inputs` input states, then `nodes` nodes, each fed by every earlier state.
+
+    Edges are ordered by node, then by source state: edge 0 is (node 0 <- state 0). `candidates[e]` names the operations
+    of edge e; the mixture's column i weighs `candidates[e][i]`. In a reduction cell the edges that leave an input
+    state have stride 2.  With `partial = k > 1` the operations see the first `channels // k` channels, the others
+    bypass them (through a 2x2 max pool where the stride is 2) and the channels are shuffled in k groups (PC-DARTS).
+    `output` is "concat" (all nodes along the channels) or "last" (the last node, NAS-Bench-201).
+    """
+
+    channels: int
+    candidates: tuple[tuple[str, ...], ...]
+    reduction: bool = False
+    inputs: int = 2
+    nodes: int = 4
+    partial: int = 1
+    output: str = "concat"
+
+    def __post_init__(self) -> None:
+        edges = sum(self.inputs + node for node in range(self.nodes))
+        if self.inputs not in (1, 2) or self.nodes < 1:
+            raise ValueError(f"CellSpec: inputs {self.inputs} and nodes {self.nodes}; a cell has 1 or 2 inputs and 1 or more nodes")
+        if len(self.candidates) != edges:
+            raise ValueError(f"CellSpec: {len(self.candidates)} candidate lists; {self.nodes} nodes have {edges} edges, one list each")
+        unknown = sorted({op for ops in self.candidates for op in ops} - set(OPERATIONS))
+        if unknown:
+            raise ValueError(f"CellSpec: unknown operations {unknown}; known are {list(OPERATIONS)}")
+        if self.partial < 1 or self.channels < 1 or self.channels % self.partial:
+            raise ValueError(f"CellSpec: channels {self.channels} must be positive and divisible by partial {self.partial}")
+        if self.output not in ("concat", "last"):
+            raise ValueError(f"CellSpec: output {self.output!r}; it is 'concat' or 'last'")
+
+    @property
+    def edges(self) -> int:
+        return len(self.candidates)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the mixture: the longest candidate list."""
+        return max(map(len, self.candidates))
+
+    @property
+    def op_channels(self) -> int:
+        """Channels that the operations see."""
+        return self.channels // self.partial
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels * (self.nodes if self.output == "concat" else 1)
+
+    def source(self, edge: int) -> int:
+        """The state that the edge leaves."""
+        return self._ends[edge][0]
+
+    def node(self, edge: int) -> int:
+        """The node that the edge enters, counted from 0 (its state is `inputs + node`)."""
+        return self._ends[edge][1]
+
+    def stride(self, edge: int) -> int:
+        return 2 if self.reduction and self.source(edge) < self.inputs else 1
+
+    @cached_property
+    def _ends(self) -> tuple[tuple[int, int], ...]:
+        return tuple((state, node) for node in range(self.nodes) for state in range(self.inputs + node))
+
+    @cached_property
+    def weights(self) -> tuple[WeightSlice, ...]:
+        """The weight tensors of the cell in the order of its flat slice: edge, candidate, then layer order.
+
+        Separable convolution: dw1 [c, 1, k, k], pw1 [c, c, 1, 1], dw2, pw2; dilated: dw1, pw1; full convolution:
+        conv [c, c, k, k]; stride-2 skip (FactorizedReduce): conv_1 [c // 2, c, 1, 1], conv_2 [c - c // 2, c, 1, 1].
+        """
+        slices, offset = [], 0
+        for edge, ops in enumerate(self.candidates):
+            for op, name in enumerate(ops):
+                for part, shape in _weight_shapes(name, self.op_channels, self.stride(edge)):
+                    slices.append(WeightSlice(edge, op, part, offset, shape))
+                    offset += math.prod(shape)
+        return tuple(slices)
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Elements of the cell's flat slice."""
+        return sum(piece.size for piece in self.weights)
+
+    def encode(self) -> list[int]:
+        """The cell as integers, for the operation's schema (decoded in `csrc/common/cell_spec.h`)."""
+        head = [self.channels, int(self.reduction), self.inputs, self.nodes, self.partial, int(self.output == "last"), self.columns]
+        return head + [code for ops in self.candidates for code in (len(ops), *map(OPERATIONS.index, ops))]
+
+    @classmethod
+    def decode(cls, code: list[int]) -> CellSpec:
+        """The inverse of `encode`."""
+        channels, reduction, inputs, nodes, partial, last, _ = code[:7]
+        candidates, rest = [], code[7:]
+        while rest:
+            count = rest[0]
+            candidates.append(tuple(OPERATIONS[i] for i in rest[1 : count + 1]))
+            rest = rest[count + 1 :]
+        return cls(channels, tuple(candidates), bool(reduction), inputs, nodes, partial, "last" if last else "concat")
+
+
+def _weight_shapes(name: str, c: int, stride: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if name.startswith(("sep_conv", "dil_conv")):
+        k = int(name[-1])
+        for layer in ("1", "2") if name.startswith("sep_conv") else ("1",):
+            yield f"dw{layer}", (c, 1, k, k)
+            yield f"pw{layer}", (c, c, 1, 1)
+    elif name.startswith("nor_conv"):
+        k = int(name[-1])
+        yield "conv", (c, c, k, k)
+    elif name == "skip_connect" and stride == 2:
+        yield "conv_1", (c // 2, c, 1, 1)
+        yield "conv_2", (c - c // 2, c, 1, 1)

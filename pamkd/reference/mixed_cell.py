@@ -1,0 +1,82 @@
+"""The mixed-op cell composed of plain PyTorch calls: the oracle of the fused kernels, twice differentiable."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pamkd.reference.cell_spec import CellSpec
+
+BN_EPS = 1e-5
+
+
+def batch_norm(x: Tensor) -> Tensor:
+    """Affine-free BatchNorm on batch statistics, as in every search cell; it has no running statistics to disturb."""
+    return F.batch_norm(x, None, None, training=True, eps=BN_EPS)
+
+
+def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor) -> Tensor:
+    """relu, then two stride-2 pointwise convolutions, the second one pixel lower right, concatenated, BatchNorm.
+
+    For odd sizes the shifted half reads one row and column of zeros beyond the edge, so that both halves agree in size.
+    """
+    x = F.relu(x)
+    shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+    return batch_norm(torch.cat([F.conv2d(x, conv_1, stride=2), F.conv2d(shifted, conv_2, stride=2)], 1))
+
+
+def operation(name: str, x: Tensor, stride: int, weights: list[Tensor]) -> Tensor:
+    """One candidate operation (DARTS `operations.py`, affine-free BatchNorm). x: [n, c, h, w]."""
+    if name == "none":
+        return x[:, :, ::stride, ::stride] * 0
+    if name == "max_pool_3x3":
+        return batch_norm(F.max_pool2d(x, 3, stride, 1))
+    if name == "avg_pool_3x3":
+        return batch_norm(F.avg_pool2d(x, 3, stride, 1, count_include_pad=False))
+    if name == "skip_connect":
+        return x if stride == 1 else factorized_reduce(x, *weights)
+    if name.startswith("nor_conv"):
+        return batch_norm(F.conv2d(F.relu(x), weights[0], stride=stride, padding=weights[0].shape[-1] // 2))
+    dilation = 2 if name.startswith("dil_conv") else 1
+    for depthwise, pointwise in zip(weights[::2], weights[1::2], strict=True):
+        padding = dilation * (depthwise.shape[-1] // 2)
+        x = F.conv2d(F.relu(x), depthwise, stride=stride, padding=padding, dilation=dilation, groups=x.shape[1])
+        x = batch_norm(F.conv2d(x, pointwise))
+        stride = 1
+    return x
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
+    """Node i = sum over its edges e of sum_o mix[e, o] * candidate_o(state); returns the nodes along the channels."""
+    states = [s0] if s1 is None else [s0, s1]
+    pieces = iter(zip(spec.weights, weights.split([piece.size for piece in spec.weights]), strict=True))
+    of: dict[tuple[int, int], list[Tensor]] = {}
+    for piece, values in pieces:
+        of.setdefault((piece.edge, piece.op), []).append(values.view(piece.shape))
+    edge = 0
+    for node in range(spec.nodes):
+        total = None
+        for source in range(spec.inputs + node):
+            y = _edge(states[source], edge, of, mix[edge], spec)
+            total = y if total is None else total + y
+            edge += 1
+        states.append(total)
+    return states[-1] if spec.output == "last" else torch.cat(states[spec.inputs :], 1)
+
+
+def _edge(x: Tensor, edge: int, of: dict[tuple[int, int], list[Tensor]], mix: Tensor, spec: CellSpec) -> Tensor:
+    stride = spec.stride(edge)
+    head = x[:, : spec.op_channels]
+    y = sum(
+        mix[i] * operation(name, head, stride, of.get((edge, i), [])) for i, name in enumerate(spec.candidates[edge])
+    )
+    if spec.partial == 1:
+        return y
+    rest = x[:, spec.op_channels :]
+    return channel_shuffle(torch.cat([y, rest if stride == 1 else F.max_pool2d(rest, 2, 2)], 1), spec.partial)
