@@ -19,7 +19,9 @@ def load() -> None:
         try:
             torch.ops.load_library(str(_PATH))
         except OSError as error:
-            raise ImportError(f"pamkd's compiled operations failed to load under PyTorch {torch.__version__} ({error}); {REBUILD}") from error
+            raise ImportError(
+                f"pamkd's compiled operations failed to load under PyTorch {torch.__version__} ({error}); {REBUILD}"
+            ) from error
     for op, keys in COMPILED.items():
         for key in keys:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pamkd::{op}", key):

@@ -25,7 +25,9 @@ class Genotype(NamedTuple):
             genes = {name: tuple((str(op), int(state)) for op, state in data[name]) for name in ("normal", "reduce")}
             concat = {name: tuple(int(state) for state in data[name]) for name in ("normal_concat", "reduce_concat")}
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"no genotype: {error!r}; needed are normal, normal_concat, reduce and reduce_concat as `pamkd search` writes them") from error
+            raise ValueError(
+                f"no genotype: {error!r}; needed are normal, normal_concat, reduce and reduce_concat as `pamkd search` writes them"
+            ) from error
         return cls(**genes, **concat)
 
     @property

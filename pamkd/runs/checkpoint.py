@@ -1,0 +1,71 @@
+"""Checkpoints: one safetensors file, written atomically, checked by a digest, loaded without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "pamkd-checkpoint-1"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or does not belong here."""
+
+
+def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors and JSON-serialisable meta. The old file stays until the new one is complete on disk.
+
+    Raises OSError, with the old file intact, when the disk is full.
+    """
+    tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    header = {"format": FORMAT, "meta": json.dumps(meta), "digest": _digest(tensors)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        try:
+            save_file(tensors, temporary, header)
+        except SafetensorError as error:  # it wraps the operating system's message
+            raise OSError(f"could not write {path}: {error}; the previous checkpoint is intact") from error
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and meta of a checkpoint. Raises CheckpointError when it is absent, cut short, altered or foreign."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}: start without --resume")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no safetensors file ({error}): restore it or start again without --resume"
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no checkpoint of this program (format {header.get('format')!r}, needed {FORMAT!r})")
+    if header.get("digest") != _digest(tensors):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its contents do not match its digest; restore it or start again without --resume"
+        )
+    return tensors, json.loads(header["meta"])
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,121 @@
+"""What a run writes down while it goes on: metrics as JSON lines, TensorBoard, and a progress display."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Metrics:
+    """Appends rows to a JSON-lines file and scalars to TensorBoard; without a folder it keeps the rows only."""
+
+    def __init__(self, folder: Path | None, *, tensorboard: bool = False) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._path = None if folder is None else folder / "metrics.jsonl"
+        self._writer = _summary_writer(folder) if tensorboard and folder is not None else None
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def text(self, name: str, value: str, step: int) -> None:
+        if self._writer is not None:
+            self._writer.add_text(name, value, step)
+
+    def rewind(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Read the file back and drop the rows that a resumed run will write again (and a line cut short)."""
+        if self._path is None or not self._path.exists():
+            return
+        rows = []
+        for line in self._path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        self.rows = [row for row in rows if keep(row)]
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RuntimeError(
+            "--tensorboard needs the package tensorboard: pip install 'pamkd[tensorboard]', or pass --no-tensorboard"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one step, so that a reader or a crash never meets half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+class Progress:
+    """A bar with a line of text on a terminal; elsewhere only the lines given to `line`, so that logs stay short."""
+
+    def __init__(self, total: int, *, done: int = 0) -> None:
+        self._bar = self._task = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=text)
+
+    def line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+class Stopwatch:
+    """Seconds since the last call."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds

@@ -1,0 +1,56 @@
+"""The network passes that a search step is made of, counted by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pamkd.spaces.supernet import Output
+
+
+class Batch(NamedTuple):
+    images: Tensor  # [n, c, h, w]
+    labels: Tensor  # [n], int64
+
+
+class Diverged(RuntimeError):
+    """A loss became NaN or infinite."""
+
+
+class Network(Protocol):
+    """What the tri-level step needs of a supernet."""
+
+    def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output: ...
+
+    def twice_differentiable(self) -> Network: ...
+
+
+class Passes:
+    """Runs forward and backward passes of one network; `forwards` and `backwards` count them by name."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.forwards: Counter[str] = Counter()
+        self.backwards: Counter[str] = Counter()
+
+    def forward(self, name: str, weights: Tensor, alphas: Tensor, batch: Batch) -> tuple[Tensor, Output]:
+        """Mean cross-entropy on the batch, and the network's output. Raises Diverged when the loss is not finite."""
+        self.forwards[name] += 1
+        output = self.network.forward(weights, alphas, batch.images)
+        loss = F.cross_entropy(output.logits, batch.labels)
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss of pass {name} is {loss.item()}: the search diverged; lower the learning rate or the clipping norm")
+        return loss, output
+
+    def backward(
+        self, name: str, outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Gradients of the outputs (with cotangents where they are no scalars); zeros where nothing depends on an input."""
+        self.backwards[name] += 1
+        grads = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+        return tuple(torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, inputs, strict=True))

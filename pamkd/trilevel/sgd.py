@@ -1,0 +1,36 @@
+"""SGD on flat weight vectors, as a function: stages I and II of the tri-level step are its updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SGD:
+    """w' = w - lr * m',  m' = momentum * m + c * gradient + weight_decay * w,  c = min(1, clip / ||gradient||).
+
+    `clip` bounds the norm of one learner's gradient (0: no clipping).
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip: float = 5.0
+
+    def update(self, weights: Tensor, buffer: Tensor, gradient: Tensor, lr: float) -> tuple[Tensor, Tensor, Tensor]:
+        """New weights, new momentum buffer, and the clipping coefficient c (a constant for differentiation).
+
+        All vectors [num_weights]. dw'/dgradient is -lr * c: the step size that the hypergradient sees. Differentiable
+        with respect to the gradient.
+        """
+        coefficient = self.clip_coefficient(gradient)
+        buffer = self.momentum * buffer + (coefficient * gradient + self.weight_decay * weights)
+        return weights - lr * buffer, buffer, coefficient
+
+    def clip_coefficient(self, gradient: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(gradient.detach())
+        if self.clip == 0:
+            return torch.ones_like(norm)
+        return (self.clip / (norm + 1e-6)).clamp(max=1.0)
