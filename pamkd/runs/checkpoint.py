@@ -13,11 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pamkd.runs.errors import CheckpointError
+
 FORMAT = "pamkd-checkpoint-1"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or does not belong here."""
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:

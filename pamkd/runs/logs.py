@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pamkd.runs.errors import MissingExtra
+
 
 class Metrics:
     """Appends rows to a JSON-lines file and scalars to TensorBoard; without a folder it keeps the rows only."""
@@ -56,7 +58,7 @@ def _summary_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RuntimeError(
+        raise MissingExtra(
             "--tensorboard needs the package tensorboard: pip install 'pamkd[tensorboard]', or pass --no-tensorboard"
         ) from error
     return SummaryWriter(str(folder / "tensorboard"))

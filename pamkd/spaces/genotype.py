@@ -34,3 +34,8 @@ class Genotype(NamedTuple):
     def skips(self) -> int:
         """Skip connections in both cells: the count that grows when a search collapses."""
         return sum(op == "skip_connect" for op, _ in self.normal + self.reduce)
+
+    def describe(self) -> str:
+        """Two lines for people: operation:input state, node by node."""
+        cells = (("normal", self.normal), ("reduce", self.reduce))
+        return "\n".join(f"{name}: " + "  ".join(f"{op}:{state}" for op, state in genes) for name, genes in cells)

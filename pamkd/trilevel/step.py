@@ -31,6 +31,9 @@ DEFAULT_FD_STEP = 1e-2  # DARTS: perturbations have this norm
 class Transfer(Protocol):
     """How a better learner teaches: what it publishes about a batch, and how well a student agrees with it."""
 
+    def draw(self, batch_size: int, seed: int, device: torch.device) -> Any:
+        """What is sampled anew for each step (groups of rows, say) and passed to the other two as `context`."""
+
     def publish(self, output: Output, context: Any) -> Tensor:
         """What a teacher tells about the validation batch, differentiable; one tensor of a fixed shape."""
 
@@ -63,7 +66,6 @@ class Measurement:
     losses: list[Tensor]  # K scalars with graph, L(V'_k, A_k; val)
     published: list[Tensor]  # K tensors with graph, what learner k would teach
     weights: list[Tensor]  # K vectors V'_k, leaves of those graphs
-    accuracy: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -101,33 +103,31 @@ class TriLevelStep:
 
     def train_v(self, learner: Learner, train: Batch, lr: float) -> tuple[Tensor, Update]:
         """Stage I, Eq. (8): V <- V'. Returns the training loss."""
-        return self._train(learner, "v", train, lr, ())
+        return self._train(learner, "v", train, lr, None)
 
     def measure(self, learners: Sequence[Learner], valid: Batch, context: Any) -> Measurement:
         """V' on the validation batch: losses and what each learner could teach, graphs kept for the hypergradient."""
-        losses, published, weights, accuracy = [], [], [], []
+        losses, published, weights = [], [], []
         for learner in learners:
             v = learner.v.detach().requires_grad_()
             loss, output = self.passes.forward("v_valid", v, learner.alphas, valid)
             losses.append(loss)
             published.append(self.transfer.publish(output, context))
             weights.append(v)
-            accuracy.append(accuracy_of(output, valid))
-        return Measurement(losses, published, weights, accuracy)
+        return Measurement(losses, published, weights)
 
     def distillation(
         self, k: int, w: Tensor, alphas: Tensor, valid: Batch, losses: Tensor, published: Tensor, context: Any, name: str
-    ) -> tuple[Tensor, Tensor]:
-        """lambda * sum_j h(d_kj) G_kj of Eq. (4), (6), (7) for student k, and G_k [K]."""
+    ) -> Tensor:
+        """lambda * sum_j h(d_kj) G_kj of Eq. (4), (6), (7): what better learners add to the loss of student k."""
         _, output = self.passes.forward(name, w, alphas, valid)
-        agreement = self.transfer.loss(published, output, context)
-        return self.weight * (pairwise_gaps(losses)[k] * agreement).sum(), agreement
+        return self.weight * (pairwise_gaps(losses)[k] * self.transfer.loss(published, output, context)).sum()
 
     def train_w(
         self, learner: Learner, train: Batch, lr: float, distillation: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Update]:
         """Stage II, Eq. (9): W <- W'. `distillation(w)` is the loss that better learners add. Returns the training loss."""
-        return self._train(learner, "w", train, lr, () if distillation is None else (distillation,))
+        return self._train(learner, "w", train, lr, distillation)
 
     def validate_w(self, learners: Sequence[Learner], valid: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Stage III: losses and accuracies of W' on the validation batch, u_k = dL/dW'_k, and the direct term dL/dA_k."""
@@ -147,7 +147,7 @@ class TriLevelStep:
         learners: Sequence[Learner],
         train: Batch,
         valid: Batch,
-        measured: Measurement,
+        measured: Measurement | None,
         students: Sequence[int],
         v_updates: Sequence[Update],
         w_updates: Sequence[Update],
@@ -155,11 +155,13 @@ class TriLevelStep:
         direct: Sequence[Tensor],
         context: Any,
     ) -> Hypergradient:
-        """The second-order terms by central differences; `students` are the learners that somebody taught in this step."""
-        losses = torch.stack([loss.detach() for loss in measured.losses]).requires_grad_()
-        published = torch.stack([p.detach() for p in measured.published]).requires_grad_()
+        """The second-order terms by central differences; `students` are the learners that somebody taught in this step
+        (none, and no measurement, with K = 1)."""
         result = Hypergradient(list(direct))
-        loss_cotangent, published_cotangent = torch.zeros_like(losses), torch.zeros_like(published)
+        if students:
+            losses = torch.stack([loss.detach() for loss in measured.losses]).requires_grad_()
+            published = torch.stack([p.detach() for p in measured.published]).requires_grad_()
+            loss_cotangent, published_cotangent = torch.zeros_like(losses), torch.zeros_like(published)
         for k, (learner, update) in enumerate(zip(learners, w_updates, strict=True)):
             inputs = [learner.alphas, losses, published] if k in students else [learner.alphas]
 
@@ -167,7 +169,7 @@ class TriLevelStep:
                 loss, _ = self.passes.forward("w_train_perturbed", w, learner.alphas, train)
                 grads = list(self.passes.backward("w_train_perturbed", [loss], inputs[:1]))
                 if k in students:
-                    taught, _ = self.distillation(k, w, learner.alphas, valid, losses, published, context, "w_valid_perturbed")
+                    taught = self.distillation(k, w, learner.alphas, valid, losses, published, context, "w_valid_perturbed")
                     taught_grads = self.passes.backward("w_valid_perturbed", [taught], inputs)
                     grads = [grads[0] + taught_grads[0], *taught_grads[1:]]
                 return grads
@@ -197,14 +199,14 @@ class TriLevelStep:
         return result
 
     def _train(
-        self, learner: Learner, name: str, train: Batch, lr: float, extra: Sequence[Callable[[Tensor], Tensor]]
+        self, learner: Learner, name: str, train: Batch, lr: float, distillation: Callable[[Tensor], Tensor] | None
     ) -> tuple[Tensor, Update]:
         before = getattr(learner, name)
         weights = before.detach().requires_grad_()
         loss, _ = self.passes.forward(f"{name}_train", weights, learner.alphas, train)
         (grad,) = self.passes.backward(f"{name}_train", [loss], [weights])
-        for term in extra:
-            grad = grad + self.passes.backward("w_valid_student", [term(weights)], [weights])[0]
+        if distillation is not None:
+            grad = grad + self.passes.backward("w_valid_student", [distillation(weights)], [weights])[0]
         new, momentum, coefficient = self.sgd.update(before, getattr(learner, f"{name}_momentum"), grad, lr)
         setattr(learner, name, new)
         setattr(learner, f"{name}_momentum", momentum)

@@ -1,0 +1,5 @@
+import sys
+
+from pamkd.cli import main
+
+sys.exit(main())

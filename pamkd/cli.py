@@ -1,0 +1,92 @@
+"""The command line: `pamkd search | evaluate | report | export | doctor`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from pamkd.version import __version__
+
+Command = Callable[[list[str]], int]
+
+
+def _search(argv: list[str]) -> int:
+    from pamkd.runs.config import PRESETS, SearchConfig, parse
+    from pamkd.runs.search import default_out, search
+
+    config = default_out(parse(SearchConfig, argv, PRESETS, "pamkd search"))
+    result = search(config)
+    print(f"retained learner {result.learner}: validation loss {result.valid_loss[result.learner]:.4f}, ", end="")
+    print(f"accuracy {100 * result.valid_accuracy[result.learner]:.2f} %")
+    print(result.genotype.describe())
+    print(f"run folder: {config.out}  (next: pamkd evaluate --run {config.out}; pamkd report {config.out})")
+    return 0
+
+
+def _evaluate(argv: list[str]) -> int:
+    from pamkd.runs.config import parse
+    from pamkd.runs.evaluate import PRESETS, EvaluateConfig, evaluate
+
+    evaluate(parse(EvaluateConfig, argv, PRESETS, "pamkd evaluate"))
+    return 0
+
+
+def _report(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.report import ReportConfig, write_report
+
+    config = tyro.cli(ReportConfig, args=argv, prog="pamkd report")
+    print(f"report: {write_report(config.run, config.out)}")
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.runs.export import ExportConfig, export
+
+    export(tyro.cli(ExportConfig, args=argv, prog="pamkd export"))
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.doctor import DoctorConfig, doctor
+
+    return doctor(tyro.cli(DoctorConfig, args=argv, prog="pamkd doctor"))
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "search": (_search, "search an architecture with mutually teaching learners"),
+    "evaluate": (_evaluate, "train a found or published architecture from scratch and test it"),
+    "report": (_report, "write one HTML page about a run"),
+    "export": (_export, "write weights, genotype and ONNX of an evaluated network"),
+    "doctor": (_doctor, "check every operation on every device of this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; wrong input ends in one sentence on stderr and exit status 2, an interrupted run in 130."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: pamkd COMMAND [--help | options]\n")
+        print("\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()))
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"pamkd {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"pamkd: unknown command {words[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    from pamkd.runs.errors import USER_ERRORS, Interrupted
+
+    try:
+        return COMMANDS[words[0]][0](words[1:])
+    except Interrupted as error:
+        print(f"pamkd: {error}", file=sys.stderr)
+        return 130
+    except USER_ERRORS as error:
+        print(f"pamkd: {error}", file=sys.stderr)
+        return 2

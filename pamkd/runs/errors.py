@@ -1,0 +1,20 @@
+"""Errors that are answers to a user: one sentence on the command line, no traceback."""
+
+from __future__ import annotations
+
+from pamkd.trilevel.passes import Diverged
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or does not belong here."""
+
+
+class Interrupted(RuntimeError):
+    """SIGINT or SIGTERM ended a run; what it had done is in its checkpoint."""
+
+
+class MissingExtra(RuntimeError):
+    """An optional package is needed and not installed."""
+
+
+USER_ERRORS = (ValueError, OSError, Diverged, CheckpointError, MissingExtra)

@@ -1,0 +1,417 @@
+"""The search: epochs of tri-level steps over two halves of the training data, written down so that it can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pamkd.data import Augment, Batches, derived_seed, generator, halves, load_dataset
+from pamkd.methods.pamkd import Pamkd, StepReport
+from pamkd.runs import checkpoint
+from pamkd.runs.config import CONFIG_NAME, FREE, SearchConfig, read_config, save_config, to_dict
+from pamkd.runs.errors import CheckpointError, Interrupted
+from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
+from pamkd.runs.manifest import manifest
+from pamkd.spaces import SPACES
+from pamkd.spaces.genotype import Genotype
+from pamkd.spaces.supernet import Supernet
+from pamkd.transfer.grs import GroupRelativeSimilarity
+from pamkd.trilevel.passes import Batch, Passes
+from pamkd.trilevel.sgd import SGD
+from pamkd.trilevel.step import Learner, TriLevelStep
+
+CHECKPOINT = Path("checkpoints") / "last.safetensors"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found. `learner` is the one with the lowest validation loss of W; its genotype is retained."""
+
+    genotype: Genotype
+    learner: int
+    valid_loss: list[float]
+    valid_accuracy: list[float]
+    genotypes: list[Genotype]
+    learners: list[Learner]
+    supernet: Supernet
+    history: list[dict[str, Any]]  # the rows of metrics.jsonl
+
+
+class Search:
+    """A search with the options of `SearchConfig`: `Search(learners=2, epochs=10).run(train, valid).genotype`."""
+
+    def __init__(self, config: SearchConfig | None = None, **options: Any) -> None:
+        if config is not None and options:
+            raise TypeError("Search takes a SearchConfig or its options, not both")
+        self.config = config or SearchConfig(**{"tensorboard": False} | options)
+
+    def run(
+        self,
+        train: Dataset,
+        valid: Dataset,
+        *,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        plain: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        classes: int | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> SearchResult:
+        """Search on two map-style datasets of (image [c, h, w], label): `train` trains weights, `valid` architectures.
+
+        `augment(images, generator)` is applied to batches of both, `plain` to the batches of the validation pass at an
+        epoch's end. `classes` defaults to `len(train.classes)`. Files are written only where the configuration has
+        `out`; `facts` go into its manifest.
+        """
+        config = self.config
+        train_batches = self._batches(train, "train", augment)
+        valid_batches = self._batches(valid, "valid", augment)
+        check_batches = self._validation_batches(valid, plain)
+        images, _ = next(iter(check_batches.epoch(0)))
+        if classes is None:
+            if not hasattr(train, "classes"):
+                raise ValueError("the training dataset has no attribute `classes`: pass run(..., classes=NUMBER)")
+            classes = len(train.classes)
+        supernet = SPACES[config.space](channels=config.channels, cells=config.cells, classes=classes, image_channels=images.shape[1])
+        state = _State.create(config, supernet)
+        folder = config.out
+        if folder is not None:
+            self._open_folder(folder, facts, supernet, images)
+        metrics = Metrics(folder, tensorboard=config.tensorboard)
+        if config.resume:
+            state.restore(*checkpoint.load(folder / CHECKPOINT), config)
+            metrics.rewind(lambda row: (row["epoch"], row.get("step", math.inf)) < (state.epoch, state.step))
+        try:
+            self._search(state, supernet, train_batches, valid_batches, check_batches, metrics)
+        finally:
+            metrics.close()
+        return self._finish(state, supernet, metrics, folder)
+
+    def _batches(self, dataset: Dataset, stream: str, augment: Callable | None) -> Batches:
+        config = self.config
+        return Batches(
+            dataset,
+            None,
+            config.batch_size,
+            seed=config.seed,
+            stream=stream,
+            augment=augment,
+            device=config.device,
+            workers=config.workers,
+        )
+
+    def _validation_batches(self, dataset: Dataset, plain: Callable | None) -> Batches:
+        """All images once, in batches of nearly equal size: BatchNorm takes its statistics from them."""
+        config, count = self.config, len(dataset) if isinstance(dataset, Sized) else 0
+        size = math.ceil(count / max(1, math.ceil(count / config.batch_size)))
+        options = {"device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
+        return Batches(dataset, None, size, seed=config.seed, stream="check", augment=plain, **options)
+
+    def _open_folder(self, folder: Path, facts: dict[str, Any] | None, supernet: Supernet, images: Tensor) -> None:
+        config = self.config
+        if config.resume:
+            _check_same(config, folder)
+            return
+        if (folder / CONFIG_NAME).exists():
+            if not config.overwrite:
+                raise ValueError(f"{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another --out")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder / CONFIG_NAME)
+        alphas = supernet.init_alphas(generator(config.seed, "alphas")).numel()
+        run_facts = {"seed": config.seed, "supernet": {"weights": supernet.layout.count, "alphas": alphas}, "image": list(images.shape[1:])}
+        write_json(folder / "manifest.json", manifest(config.device) | run_facts | (facts or {}))
+
+    def _search(
+        self, state: _State, supernet: Supernet, train: Batches, valid: Batches, check: Batches, metrics: Metrics
+    ) -> None:
+        config = self.config
+        sgd = SGD(config.momentum, config.weight_decay, config.clip)
+        transfer = GroupRelativeSimilarity(config.epsilon, config.group_size, config.group_pairs, config.group_reduction)
+        parts = TriLevelStep(Passes(supernet), transfer, weight=config.distill_weight, sgd=sgd, fd_step=config.fd_step)
+        method = Pamkd(parts, order=config.order, exact=config.hypergradient == "exact")
+        steps, watch = len(train), Stopwatch()
+        total = config.epochs * steps
+        with Progress(total, done=state.epoch * steps + state.step) as progress, _interruptible() as interrupted:
+            valid_stream = valid.forever(state.epoch * steps + state.step)
+            while state.epoch < config.epochs:
+                epoch, phase = state.epoch, config.phase(state.epoch)
+                lr = cosine(config.lr, config.lr_min, epoch, config.epochs)
+                for batch in train.epoch(epoch, state.step):
+                    number = epoch * steps + state.step
+                    seed = derived_seed(config.seed, "groups", number)
+                    report, hypergradient = method.step(
+                        state.learners, Batch(*batch), Batch(*next(valid_stream)), lr=lr, phase=phase, seed=seed
+                    )
+                    if hypergradient is not None:
+                        state.update_alphas(hypergradient)
+                    seconds = watch.lap()
+                    state.add(report, seconds, len(batch[1]))
+                    if state.step % config.log_every == 0:
+                        metrics.write(_step_row(report, epoch, state.step, number))
+                    progress.advance(_status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
+                    state.step += 1
+                    if interrupted:
+                        self._save(state)
+                        where = f"epoch {epoch} step {state.step}"
+                        raise Interrupted(f"interrupted in {where}; " + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept"))
+                row = self._epoch_row(state, supernet, check, phase, lr)
+                metrics.write(row)
+                _tensorboard(metrics, row)
+                progress.line(_summary(row, config.epochs))
+                watch.lap()
+                state.next_epoch()
+                self._save(state)
+
+    def _save(self, state: _State) -> None:
+        if self.config.out is not None:
+            checkpoint.save(self.config.out / CHECKPOINT, *state.snapshot(self.config))
+
+    def _epoch_row(self, state: _State, supernet: Supernet, check: Batches, phase: str, lr: float) -> dict[str, Any]:
+        measured = [validate(supernet, learner, check) for learner in state.learners]
+        means = state.means()
+        genotypes = [supernet.genotype(learner.alphas) for learner in state.learners]
+        normal, reduce = zip(*(supernet.mixtures(learner.alphas.detach()) for learner in state.learners), strict=True)
+        entropy = [torch.special.entr(torch.cat(pair)).sum(-1).mean().item() for pair in zip(normal, reduce, strict=True)]
+        return {
+            "kind": "epoch",
+            "epoch": state.epoch,
+            "phase": phase,
+            "train_loss": means["train_loss"],
+            "train_loss_v": means["train_loss_v"],
+            "valid_loss": [loss for loss, _ in measured],
+            "valid_accuracy": [accuracy for _, accuracy in measured],
+            "flow": means["flow"],
+            "flow_steps": means["flow_steps"],
+            "genotypes": [genotype.to_json() for genotype in genotypes],
+            "skips": [genotype.skips for genotype in genotypes],
+            "entropy": entropy,
+            "mixtures": {"normal": [mix.tolist() for mix in normal], "reduce": [mix.tolist() for mix in reduce]},
+            "operations": {"normal": supernet.candidates(False), "reduce": supernet.candidates(True)},
+            "lr": lr,
+            "seconds": state.seconds,
+            "images_per_s": state.images / state.seconds,
+        }
+
+    def _finish(self, state: _State, supernet: Supernet, metrics: Metrics, folder: Path | None) -> SearchResult:
+        last = next(row for row in reversed(metrics.rows) if row["kind"] == "epoch")
+        genotypes = [Genotype.from_json(data) for data in last["genotypes"]]
+        best = min(range(len(genotypes)), key=last["valid_loss"].__getitem__)
+        result = SearchResult(
+            genotypes[best], best, last["valid_loss"], last["valid_accuracy"], genotypes, state.learners, supernet, metrics.rows
+        )
+        if folder is not None:
+            write_json(folder / "genotype.json", result.genotype.to_json())
+            found = {"learner": best, "valid_loss": result.valid_loss, "valid_accuracy": result.valid_accuracy}
+            write_json(folder / "result.json", found | {"genotype": result.genotype.to_json(), "epochs": state.epoch})
+        return result
+
+
+def default_out(config: SearchConfig) -> SearchConfig:
+    """The configuration with the run folder that the command line takes where none is given."""
+    return config if config.out else dataclasses.replace(config, out=Path("runs") / f"{config.space}-{config.dataset}-{config.seed}")
+
+
+def search(config: SearchConfig) -> SearchResult:
+    """`pamkd search`: load the dataset, cut its training half, run, and write the run folder. The test set is not read."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
+    train, valid = halves(dataset.labels, config.seed, config.train_portion)
+    size, digits = dataset.image_shape[1], config.dataset == "digits"
+    padding = config.crop_padding if config.crop_padding is not None else 0 if digits else size // 8
+    flip = config.flip if config.flip is not None else not digits
+    augment = Augment(dataset.mean, dataset.std, padding=padding, flip=flip, cutout=config.cutout)
+    plain = Augment(dataset.mean, dataset.std, padding=0, flip=False, cutout=0)
+    facts = {
+        "dataset": {
+            "name": config.dataset,
+            "fingerprint": dataset.fingerprint(),
+            "classes": list(dataset.classes),
+            "train": len(train),
+            "valid": len(valid),
+            "image": list(dataset.image_shape),
+        }
+    }
+    run = Search(config)
+    return run.run(dataset.subset(train), dataset.subset(valid), augment=augment, plain=plain, facts=facts)
+
+
+def validate(supernet: Supernet, learner: Learner, batches: Batches) -> tuple[float, float]:
+    """Mean loss and accuracy of W over the batches, BatchNorm on each batch's own statistics."""
+    loss, correct, count = 0.0, 0, 0
+    with torch.no_grad():
+        for images, labels in batches.epoch(0):
+            logits = supernet.forward(learner.w, learner.alphas, images).logits
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct += int((logits.argmax(1) == labels).sum())
+            count += len(labels)
+    return loss / count, correct / count
+
+
+def cosine(start: float, end: float, epoch: int, epochs: int) -> float:
+    """Learning rate of an epoch: `start` in the first, towards `end` along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+class _State:
+    """Everything that changes while a search runs, and thus everything that a checkpoint holds."""
+
+    SUMS = ("train_loss", "train_loss_v", "flow", "flow_steps")
+
+    def __init__(self, learners: list[Learner], optimizer: torch.optim.Adam) -> None:
+        self.learners, self.optimizer = learners, optimizer
+        self.epoch = self.step = self.images = 0
+        self.seconds = 0.0
+        self._sums: dict[str, Tensor] = {}
+        self.next_epoch(advance=False)
+
+    @classmethod
+    def create(cls, config: SearchConfig, supernet: Supernet) -> _State:
+        learners = []
+        for k in range(config.learners):
+            alphas = supernet.init_alphas(generator(config.seed, "alphas", k))
+            v, w = (supernet.init_weights(generator(config.seed, name, k)) for name in ("v", "w"))
+            learners.append(Learner.create(*(tensor.to(config.device) for tensor in (alphas, v, w))))
+        alphas = [learner.alphas for learner in learners]
+        adam = torch.optim.Adam(alphas, config.arch_lr, betas=(0.5, 0.999), weight_decay=config.arch_weight_decay)
+        return cls(learners, adam)
+
+    def update_alphas(self, hypergradient: list[Tensor]) -> None:
+        for learner, grad in zip(self.learners, hypergradient, strict=True):
+            learner.alphas.grad = grad
+        self.optimizer.step()
+
+    def add(self, report: StepReport, seconds: float, images: int) -> None:
+        flow = torch.tensor(report.flow, dtype=torch.float64)
+        for name in ("train_loss", "train_loss_v"):
+            self._sums[name] += torch.tensor(getattr(report, name), dtype=torch.float64)
+        self._sums["flow"] += flow
+        self._sums["flow_steps"] += flow > 0
+        self.seconds += seconds
+        self.images += images
+
+    def means(self) -> dict[str, list]:
+        return {name: _finite_or_none((self._sums[name] / self.step).tolist()) for name in self.SUMS}
+
+    def next_epoch(self, *, advance: bool = True) -> None:
+        count = len(self.learners)
+        self.epoch += advance
+        self.step, self.images, self.seconds = 0, 0, 0.0
+        self._sums = {name: torch.zeros((count, count) if "flow" in name else (count,), dtype=torch.float64) for name in self.SUMS}
+
+    def snapshot(self, config: SearchConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"sums.{name}": value for name, value in self._sums.items()}
+        for k, learner in enumerate(self.learners):
+            tensors |= {f"learner.{k}.{name}": value for name, value in vars(learner).items()}
+            tensors |= {f"adam.{k}.{name}": value for name, value in self.optimizer.state[learner.alphas].items()}
+        meta = {"epoch": self.epoch, "step": self.step, "images": self.images, "seconds": self.seconds, "config": _fixed(config)}
+        return tensors, meta
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any], config: SearchConfig) -> None:
+        different = [name for name, value in _fixed(config).items() if meta["config"].get(name) != value]
+        if different:
+            name = different[0]
+            raise CheckpointError(
+                f"the checkpoint was written with {name} {meta['config'].get(name)!r}, not {_fixed(config)[name]!r}: resume with the same options"
+            )
+        self.epoch, self.step, self.images, self.seconds = (meta[name] for name in ("epoch", "step", "images", "seconds"))
+        self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
+        for k, learner in enumerate(self.learners):
+            for name in ("v", "w", "v_momentum", "w_momentum"):
+                setattr(learner, name, tensors[f"learner.{k}.{name}"].to(learner.w.device))
+            with torch.no_grad():
+                learner.alphas.copy_(tensors[f"learner.{k}.alphas"])
+            prefix = f"adam.{k}."
+            adam = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            if adam:
+                self.optimizer.state[learner.alphas] = {
+                    name: value if name == "step" else value.to(learner.alphas.device) for name, value in adam.items()
+                }
+
+
+def _fixed(config: SearchConfig) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(config).items() if name not in FREE}
+
+
+def _check_same(config: SearchConfig, folder: Path) -> None:
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"--resume: there is no run in {folder} ({CONFIG_NAME} is missing); start it without --resume")
+    saved = read_config(folder / CONFIG_NAME)
+    for name, value in _fixed(config).items():
+        if saved.get(name) != value:
+            raise ValueError(f"--resume: the run in {folder} has {name} {saved.get(name)!r}, not {value!r}; resume with the same options")
+
+
+def _finite_or_none(value: Any) -> Any:
+    """JSON has no NaN: what a phase leaves out is null."""
+    if isinstance(value, list):
+        return [_finite_or_none(entry) for entry in value]
+    return value if math.isfinite(value) else None
+
+
+def _step_row(report: StepReport, epoch: int, step: int, number: int) -> dict[str, Any]:
+    place = {"kind": "step", "epoch": epoch, "step": step, "global_step": number}
+    return place | {name: _finite_or_none(value) for name, value in vars(report).items()}
+
+
+def _status(report: StepReport, epoch: int, epochs: int, phase: str, speed: float) -> str:
+    teaches = [f"{j}→{k} {weight:.2f}" for k, row in enumerate(report.flow) for j, weight in enumerate(row) if weight > 0]
+    parts = [f"epoch {epoch + 1}/{epochs} {phase}"]
+    parts += [f"{label} {' '.join(f'{value:.3f}' for value in values)}" for label, values in (
+        ("train", report.train_loss), ("valid", report.valid_loss), ("acc", report.valid_accuracy)) if math.isfinite(values[0])]
+    return "  ".join([*parts, " ".join(teaches), f"{speed:.0f} img/s"])
+
+
+def _summary(row: dict[str, Any], epochs: int) -> str:
+    learners = " | ".join(
+        f"learner {k}: loss {loss:.3f} accuracy {100 * accuracy:.1f} % skips {skips}"
+        for k, (loss, accuracy, skips) in enumerate(zip(row["valid_loss"], row["valid_accuracy"], row["skips"], strict=True))
+    )
+    return f"epoch {row['epoch'] + 1}/{epochs} {row['phase']}  {learners}  {row['images_per_s']:.0f} img/s"
+
+
+def _tensorboard(metrics: Metrics, row: dict[str, Any]) -> None:
+    scalars = {"lr": row["lr"], "images_per_s": row["images_per_s"]}
+    for name in ("train_loss", "train_loss_v", "valid_loss", "valid_accuracy", "skips", "entropy"):
+        scalars |= {f"{name}/learner_{k}": value for k, value in enumerate(row[name]) if value is not None}
+    for k, weights in enumerate(row["flow"]):
+        scalars |= {f"flow/{j}_teaches_{k}": value for j, value in enumerate(weights) if j != k}
+    metrics.scalars(scalars, row["epoch"])
+    for k, genotype in enumerate(row["genotypes"]):
+        metrics.text(f"genotype/learner_{k}", str(Genotype.from_json(genotype)), row["epoch"])
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that fills when SIGINT or SIGTERM arrives, so that the step in progress ends and a checkpoint is written.
+
+    A second signal of the same kind acts at once.
+    """
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def handler(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread: the caller's program keeps its own signals
+        previous.clear()
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
