@@ -14,7 +14,6 @@ import yaml
 from pamkd.runs.logs import write_atomically
 from pamkd.spaces import SPACES
 
-
 CONFIG_NAME = "config.yaml"  # in a run folder
 
 

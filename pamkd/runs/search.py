@@ -124,7 +124,9 @@ class Search:
             return
         if (folder / CONFIG_NAME).exists():
             if not config.overwrite:
-                raise ValueError(f"{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another --out")
+                raise ValueError(
+                    f"{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another --out"
+                )
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, folder / CONFIG_NAME)
@@ -132,9 +134,7 @@ class Search:
         run_facts = {"seed": config.seed, "supernet": {"weights": supernet.layout.count, "alphas": alphas}, "image": list(images.shape[1:])}
         write_json(folder / "manifest.json", manifest(config.device) | run_facts | (facts or {}))
 
-    def _search(
-        self, state: _State, supernet: Supernet, train: Batches, valid: Batches, check: Batches, metrics: Metrics
-    ) -> None:
+    def _search(self, state: _State, supernet: Supernet, train: Batches, valid: Batches, check: Batches, metrics: Metrics) -> None:
         config = self.config
         sgd = SGD(config.momentum, config.weight_decay, config.clip)
         transfer = GroupRelativeSimilarity(config.epsilon, config.group_size, config.group_pairs, config.group_reduction)
@@ -164,7 +164,10 @@ class Search:
                     if interrupted:
                         self._save(state)
                         where = f"epoch {epoch} step {state.step}"
-                        raise Interrupted(f"interrupted in {where}; " + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept"))
+                        raise Interrupted(
+                            f"interrupted in {where}; "
+                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept")
+                        )
                 row = self._epoch_row(state, supernet, check, phase, lr)
                 metrics.write(row)
                 _tensorboard(metrics, row)
@@ -368,8 +371,11 @@ def _step_row(report: StepReport, epoch: int, step: int, number: int) -> dict[st
 def _status(report: StepReport, epoch: int, epochs: int, phase: str, speed: float) -> str:
     teaches = [f"{j}→{k} {weight:.2f}" for k, row in enumerate(report.flow) for j, weight in enumerate(row) if weight > 0]
     parts = [f"epoch {epoch + 1}/{epochs} {phase}"]
-    parts += [f"{label} {' '.join(f'{value:.3f}' for value in values)}" for label, values in (
-        ("train", report.train_loss), ("valid", report.valid_loss), ("acc", report.valid_accuracy)) if math.isfinite(values[0])]
+    parts += [
+        f"{label} {' '.join(f'{value:.3f}' for value in values)}"
+        for label, values in (("train", report.train_loss), ("valid", report.valid_loss), ("acc", report.valid_accuracy))
+        if math.isfinite(values[0])
+    ]
     return "  ".join([*parts, " ".join(teaches), f"{speed:.0f} img/s"])
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.ops import CellSpec, mixed_cell
+from pamkd.ops import mixed_cell
+from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.mixed_cell import BN_EPS, batch_norm, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
 from pamkd.spaces.genotype import Genotype

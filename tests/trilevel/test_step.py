@@ -225,5 +225,3 @@ def test_sgd_equals_torch(network):
         weights, buffer, coefficient = SGD(0.9, 3e-4, 5.0).update(weights, buffer, grad, 0.1)
         torch.testing.assert_close(weights, parameter.detach(), rtol=1e-12, atol=1e-12)
         assert coefficient.item() == pytest.approx(min(1.0, 5.0 / (grad.norm().item() + 1e-6)))
-
-
