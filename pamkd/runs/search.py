@@ -325,9 +325,8 @@ class _State:
         different = [name for name, value in _fixed(config).items() if meta["config"].get(name) != value]
         if different:
             name = different[0]
-            raise CheckpointError(
-                f"the checkpoint was written with {name} {meta['config'].get(name)!r}, not {_fixed(config)[name]!r}: resume with the same options"
-            )
+            was, now = meta["config"].get(name), _fixed(config)[name]
+            raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {now!r}: resume with the same options")
         self.epoch, self.step, self.images, self.seconds = (meta[name] for name in ("epoch", "step", "images", "seconds"))
         self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
         for k, learner in enumerate(self.learners):

@@ -106,9 +106,8 @@ class Supernet(ABC):
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
         """weights [num_weights], images [n, image_channels, h, w] with h, w >= 8 -> logits [n, classes], embedding [n, d]."""
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; this supernet needs [n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
-            )
+            needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
+            raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
         views = self.layout.views(weights)
         mixtures = self.mixtures(alphas)
         images = images.contiguous(memory_format=torch.channels_last)

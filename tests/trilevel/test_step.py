@@ -54,8 +54,7 @@ def exact_terms(network, learners, train, valid, groups, sgd):
 
     def updated(weights, buffer, alphas_or_objective):
         (grad,) = torch.autograd.grad(alphas_or_objective, weights, create_graph=True)
-        norm = grad.detach().norm()
-        scale = min(1.0, sgd.clip / (norm.item() + 1e-6))
+        scale = min(1.0, sgd.clip / (grad.detach().norm().item() + 1e-6)) if sgd.clip else 1.0
         return weights - LR * (sgd.momentum * buffer + scale * grad + sgd.weight_decay * weights)
 
     def total(in_v, in_teacher, in_w, direct):
@@ -178,7 +177,7 @@ def test_warmup_leaves_architectures_alone(network, transfer, problem, phase, tr
 
 
 def test_hypergradient_leaves_weights_bit_for_bit(network, transfer, problem):
-    learners, train, valid, groups = problem(2)
+    learners, train, valid, _ = problem(2)
     twin = copy.deepcopy(learners)
     Pamkd(parts_of(network, transfer), order="first").step(learners, train, valid, lr=LR, phase="search", seed=3)
     Pamkd(parts_of(network, transfer)).step(twin, train, valid, lr=LR, phase="search", seed=3)
