@@ -33,7 +33,9 @@ class CMakeBuild(build_ext):
                 f"pamkd is built against the PyTorch that you run, and {error.name} is not installed: "
                 "pip install torch pybind11 ninja, then pip install --no-build-isolation ."
             ) from error
-        build = Path(self.build_temp).resolve()
+        # One folder for in-place builds, editable installs and wheels, so that each compiles only what changed.
+        sanitize = os.getenv("PAMKD_SANITIZE", "")
+        build = ROOT / "build" / ("cmake-sanitize" if sanitize else f"cmake-{sys.implementation.cache_tag}")
         build.mkdir(parents=True, exist_ok=True)
         arguments = [
             "-GNinja",
@@ -41,7 +43,7 @@ class CMakeBuild(build_ext):
             f"-DPAMKD_TORCH_INCLUDE={';'.join(cpp_extension.include_paths())}",
             f"-DPAMKD_TORCH_LIB={';'.join(cpp_extension.library_paths())}",
             f"-DPAMKD_TORCH_VERSION={torch.__version__}",
-            f"-DPAMKD_SANITIZE={os.getenv('PAMKD_SANITIZE', '')}",
+            f"-DPAMKD_SANITIZE={sanitize}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]

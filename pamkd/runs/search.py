@@ -28,7 +28,7 @@ from pamkd.spaces import SPACES
 from pamkd.spaces.genotype import Genotype
 from pamkd.spaces.supernet import Supernet
 from pamkd.transfer.grs import GroupRelativeSimilarity
-from pamkd.trilevel.passes import Batch, Passes
+from pamkd.trilevel.passes import Batch, Diverged, Passes
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Learner, TriLevelStep
 
@@ -91,6 +91,8 @@ class Search:
         if config.resume:
             state.restore(*checkpoint.load(folder / CHECKPOINT), config)
             metrics.rewind(lambda row: (row["epoch"], row.get("step", math.inf)) < (state.epoch, state.step))
+        else:
+            self._save(state)  # so that --resume works however early a run is killed
         try:
             self._search(state, supernet, train_batches, valid_batches, check_batches, metrics)
         finally:
@@ -182,6 +184,9 @@ class Search:
 
     def _epoch_row(self, state: _State, supernet: Supernet, check: Batches, phase: str, lr: float) -> dict[str, Any]:
         measured = [validate(supernet, learner, check) for learner in state.learners]
+        for k, (loss, _) in enumerate(measured):
+            if not math.isfinite(loss):
+                raise Diverged(f"the validation loss of learner {k} is {loss} after epoch {state.epoch + 1}: lower the learning rate")
         means = state.means()
         genotypes = [supernet.genotype(learner.alphas) for learner in state.learners]
         normal, reduce = zip(*(supernet.mixtures(learner.alphas.detach()) for learner in state.learners), strict=True)

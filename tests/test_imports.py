@@ -1,0 +1,70 @@
+"""Imports go one way through the layers, and importing the package is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "pamkd"
+
+# A module may import from its own layer and from those to the right of it in a chain; `data` and `version` stand aside.
+MAY_IMPORT = {
+    "reference": set(),
+    "ops": {"reference", "kernels", "_ext"},
+    "spaces": {"ops", "reference"},
+    "data": {"_host"},
+    "trilevel": {"spaces"},
+    "transfer": {"spaces", "ops", "reference", "data"},
+    "methods": {"transfer", "trilevel", "spaces"},
+    "runs": {"methods", "transfer", "trilevel", "spaces", "data", "version"},
+    "report": {"runs", "spaces", "version"},
+    "doctor": {"ops", "_ext", "_host", "version"},
+    "cli": {"runs", "report", "doctor", "version"},
+    "_ext": {"ops"},
+    "__init__": {"_ext", "runs", "version"},
+    "__main__": {"cli"},
+    "version": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """First components below `pamkd` of everything that a file imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("pamkd.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert layer in MAY_IMPORT, f"give the new layer {layer} its place in MAY_IMPORT"
+    assert imported(path) - {layer} <= MAY_IMPORT[layer]
+
+
+def test_kernels_never_import_the_package():
+    for path in (PACKAGE.parent / "kernels").rglob("*.py"):
+        assert not imported(path), path
+
+
+def test_import_is_light():
+    """No command-line, plotting or dataset library is loaded, and no device is probed, by `import pamkd`."""
+    code = (
+        "import torch, sys; torch.cuda.is_available = torch.cuda.device_count = lambda: sys.exit('probed a device')\n"
+        "import pamkd, pamkd.ops\n"
+        "print(*[name for name in ('tyro', 'matplotlib', 'sklearn', 'torchvision', 'triton', 'rich', 'tensorboard') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
