@@ -1,0 +1,81 @@
+"""Options: the command line, YAML files and presets are one thing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from pamkd.runs.config import PRESETS, SearchConfig, parse, read_config, save_config
+
+
+def parsed(*words: str) -> SearchConfig:
+    return parse(SearchConfig, [str(word) for word in words], PRESETS, "pamkd search")
+
+
+def test_defaults_are_those_of_darts_and_the_paper():
+    config = parsed()
+    assert (config.learners, config.epochs, config.batch_size, config.channels, config.cells) == (2, 50, 64, 16, 8)
+    assert (config.lr, config.lr_min, config.momentum, config.weight_decay, config.clip) == (0.025, 0.001, 0.9, 3e-4, 5.0)
+    assert (config.arch_lr, config.arch_weight_decay, config.group_size, config.epsilon, config.fd_step) == (3e-4, 1e-3, 5, 0.01, 0.01)
+
+
+def test_command_line_overrides_file_overrides_preset(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("lambda: 0.25\nepochs: 7\nflip: true\n")
+    config = parsed("--preset", "darts-cifar10", "--config", file, "--epochs", "9")
+    assert (config.dataset, config.distill_weight, config.epochs, config.flip) == ("cifar10", 0.25, 9, True)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_saved_configuration_reads_back_the_same(name, tmp_path):
+    config = dataclasses.replace(PRESETS[name], out=tmp_path / "run", flip=False, seed=11, learners=3)
+    save_config(config, tmp_path / "config.yaml")
+    assert parsed("--config", tmp_path / "config.yaml") == config
+
+
+def test_every_option_is_in_the_file(tmp_path):
+    save_config(SearchConfig(), tmp_path / "config.yaml")
+    names = {"lambda" if field.name == "distill_weight" else field.name for field in dataclasses.fields(SearchConfig)}
+    assert set(read_config(tmp_path / "config.yaml")) == names
+
+
+def test_resume_takes_the_saved_options(tmp_path):
+    saved = dataclasses.replace(SearchConfig(), channels=4, out=tmp_path)
+    save_config(saved, tmp_path / "config.yaml")
+    assert parsed("--out", tmp_path, "--resume") == dataclasses.replace(saved, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("epoch: 3", "unknown option 'epoch'"), ("- 3", "holds a list"), ("a: [", "is no YAML"), ("resume: 3", "needed is true or false")],
+)
+def test_bad_files(tmp_path, text, message):
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parsed("--config", file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 1}, "group_size is 1: needed is 2 or more"),
+        ({"batch_size": 9}, "batch_size is 9: needed is at least 2 \\* group_size = 10"),
+        ({"learners": 0}, "learners is 0"),
+        ({"epochs": 3, "warmup_v_epochs": 2, "warmup_w_epochs": 1}, "epochs is 3: needed is more epochs"),
+        ({"space": "nasnet"}, "space is 'nasnet': needed is one of darts"),
+        ({"train_portion": 1.0}, "train_portion is 1.0"),
+        ({"resume": True, "overwrite": True}, "either --resume or --overwrite"),
+        ({"fd_step": 0.0}, "fd_step is 0.0"),
+    ],
+)
+def test_bad_values(options, message):
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**options)
+
+
+def test_saved_file_is_plain_yaml(tmp_path):
+    save_config(SearchConfig(out=tmp_path), tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["out"] == str(tmp_path)
