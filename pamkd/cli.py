@@ -25,9 +25,9 @@ def _search(argv: list[str]) -> int:
 
 def _evaluate(argv: list[str]) -> int:
     from pamkd.runs.config import parse
-    from pamkd.runs.evaluate import PRESETS, EvaluateConfig, evaluate
+    from pamkd.runs.evaluate import PRESETS, EvaluateConfig, arguments, evaluate
 
-    evaluate(parse(EvaluateConfig, argv, PRESETS, "pamkd evaluate"))
+    evaluate(parse(EvaluateConfig, arguments(argv), PRESETS, "pamkd evaluate"))
     return 0
 
 

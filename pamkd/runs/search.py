@@ -144,7 +144,7 @@ class Search:
         method = Pamkd(parts, order=config.order, exact=config.hypergradient == "exact")
         steps, watch = len(train), Stopwatch()
         total = config.epochs * steps
-        with Progress(total, done=state.epoch * steps + state.step) as progress, _interruptible() as interrupted:
+        with Progress(total, done=state.epoch * steps + state.step) as progress, interruptible() as interrupted:
             valid_stream = valid.forever(state.epoch * steps + state.step)
             while state.epoch < config.epochs:
                 epoch, phase = state.epoch, config.phase(state.epoch)
@@ -403,7 +403,7 @@ def _tensorboard(metrics: Metrics, row: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[int]]:
+def interruptible() -> Iterator[list[int]]:
     """A list that fills when SIGINT or SIGTERM arrives, so that the step in progress ends and a checkpoint is written.
 
     A second signal of the same kind acts at once.

@@ -93,11 +93,14 @@ class EvaluationNetwork(nn.Module):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; this network needs [n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             )
+        images = images.contiguous(memory_format=torch.channels_last)
         if hasattr(self, "stem"):
             s0 = s1 = self.stem(images)
         else:
             s0 = self.stem0(images)
             s1 = self.stem1(s0)
+        # Channels last is faster in training. (Of one-channel images PyTorch cannot tell the layout, hence here and not before.)
+        s0, s1 = (state.contiguous(memory_format=torch.channels_last) for state in (s0, s1))
         auxiliary = None
         for i, cell in enumerate(self.cells):
             masks = cell.masks(images, drop_path, generator) if self.training and drop_path > 0 else None
