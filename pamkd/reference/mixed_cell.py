@@ -20,10 +20,12 @@ def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor) -> Tensor:
     """relu, then two stride-2 pointwise convolutions, the second one pixel lower right, concatenated, BatchNorm.
 
     For odd sizes the shifted half reads one row and column of zeros beyond the edge, so that both halves agree in size.
+    The pixels are taken out before the convolution: oneDNN's weight gradient of a strided pointwise convolution writes out
+    of bounds for fewer than 16 channels in channels-last order (oneDNN issue 6035).
     """
     x = F.relu(x)
-    shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
-    return batch_norm(torch.cat([F.conv2d(x, conv_1, stride=2), F.conv2d(shifted, conv_2, stride=2)], 1))
+    shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1::2, 1::2]
+    return batch_norm(torch.cat([F.conv2d(x[:, :, ::2, ::2], conv_1), F.conv2d(shifted, conv_2)], 1))
 
 
 def operation(name: str, x: Tensor, stride: int, weights: list[Tensor]) -> Tensor:
