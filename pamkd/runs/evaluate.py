@@ -7,7 +7,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -332,9 +332,8 @@ class _State:
             total = loss + config.auxiliary * F.cross_entropy(output.auxiliary, labels, label_smoothing=config.label_smoothing)
         value = total.item()
         if not math.isfinite(value):
-            raise Diverged(
-                f"the training loss is {value} with seed {seed} in epoch {self.epoch} step {self.step}: lower the learning rate or the clipping norm"
-            )
+            where = f"with seed {seed} in epoch {self.epoch} step {self.step}"
+            raise Diverged(f"the training loss is {value} {where}: lower the learning rate or the clipping norm")
         self.optimizer.zero_grad()
         total.backward()
         if config.clip:
@@ -451,9 +450,8 @@ def find_genotype(config: EvaluateConfig) -> Genotype:
         if not (config.run / CONFIG_NAME).is_file():
             raise ValueError(f"there is no run in {config.run} ({CONFIG_NAME} is missing): give the --out folder of a pamkd search")
         if not path.is_file():
-            raise ValueError(
-                f"the search in {config.run} has found no genotype yet (genotype.json is missing): finish it with pamkd search --out {config.run} --resume"
-            )
+            how = f"finish it with pamkd search --out {config.run} --resume"
+            raise ValueError(f"the search in {config.run} has found no genotype yet (genotype.json is missing): {how}")
     elif config.genotype is None:
         raise ValueError("nothing to evaluate: give --run FOLDER of a search, or --genotype with a file or the name of a published one")
     elif config.genotype in PUBLISHED:
@@ -462,10 +460,17 @@ def find_genotype(config: EvaluateConfig) -> Genotype:
         path = Path(config.genotype)
         if not path.is_file():
             raise ValueError(f"genotype {config.genotype!r} is neither a file nor a published one; those are {', '.join(PUBLISHED)}")
+    return read_genotype(path)
+
+
+def read_genotype(path: Path) -> Genotype:
+    """The genotype of a JSON file. Raises ValueError naming the file when it holds none."""
     try:
         return Genotype.from_json(json.loads(path.read_text()))
-    except ValueError as error:  # JSON's and UTF-8's errors are ValueErrors too
-        raise ValueError(f"{path} holds {error}" if str(error).startswith("no genotype") else f"{path} holds no genotype: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def arguments(argv: Sequence[str]) -> list[str]:

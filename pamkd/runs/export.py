@@ -36,7 +36,9 @@ def export(config: ExportConfig) -> EvaluationNetwork:
     """`pamkd export`: write the files and print where they are. Raises ValueError where there is no evaluated network."""
     if config.onnx is not None:
         _need_onnx()
-    folder = config.run if (config.run / "result.json").is_file() and not (config.run / "evaluation").is_dir() else config.run / "evaluation"
+    folder = (
+        config.run if (config.run / "result.json").is_file() and not (config.run / "evaluation").is_dir() else config.run / "evaluation"
+    )
     if not (folder / "result.json").is_file():
         raise ValueError(f"there is no finished evaluation in {config.run}: make one with pamkd evaluate --run {config.run}")
     seeds = json.loads((folder / "result.json").read_text()).get("seeds", [])

@@ -45,9 +45,13 @@ class EvaluationNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
-            raise ValueError(f"channels is {channels}: an evaluation network needs an even number of at least 2 (FactorizedReduce halves it)")
+            raise ValueError(
+                f"channels is {channels}: an evaluation network needs an even number of at least 2 (FactorizedReduce halves it)"
+            )
         if cells < 3:
-            raise ValueError(f"cells is {cells}: an evaluation network needs at least 3 (reductions stand at cells // 3 and 2 * cells // 3)")
+            raise ValueError(
+                f"cells is {cells}: an evaluation network needs at least 3 (reductions stand at cells // 3 and 2 * cells // 3)"
+            )
         if classes < 2:
             raise ValueError(f"classes is {classes}: classification needs at least 2")
         if stem not in ("cifar", "imagenet"):
@@ -90,9 +94,8 @@ class EvaluationNetwork(nn.Module):
         1 - drop_path otherwise. `generator` (default: PyTorch's own) draws that, and what `noise` operations add.
         """
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; this network needs [n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
-            )
+            needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
+            raise ValueError(f"images have shape {tuple(images.shape)}; this network needs {needed}")
         images = images.contiguous(memory_format=torch.channels_last)
         if hasattr(self, "stem"):
             s0 = s1 = self.stem(images)
@@ -167,19 +170,21 @@ class ReluConvNorm(nn.Module):
 class FactorizedReduce(nn.Module):
     """relu, two stride-2 pointwise convolutions, the second one pixel lower right, concatenated, BatchNorm.
 
-    For odd sizes the shifted half reads one row and column of zeros beyond the edge, as in the supernet.
+    For odd sizes the shifted half reads one row and column of zeros beyond the edge, as in the supernet. The pixels are
+    taken out before the convolution: oneDNN's weight gradient of a strided pointwise convolution writes out of bounds for
+    fewer than 16 channels in channels-last order (oneDNN issue 6035).
     """
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, 2, bias=False)
-        self.conv_2 = nn.Conv2d(c_in, c_out - c_out // 2, 1, 2, bias=False)
+        self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, bias=False)
+        self.conv_2 = nn.Conv2d(c_in, c_out - c_out // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], 1))
+        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1::2, 1::2]
+        return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(shifted)], 1))
 
 
 class DepthwiseSeparable(nn.Module):

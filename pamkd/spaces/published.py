@@ -1,4 +1,4 @@
-"""Weights of the DARTS supernet to and from the parameter names of the published DARTS search code."""
+"""Weights of supernet and evaluation network to and from the parameter names of the published DARTS code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pamkd.reference.cell_spec import WeightSlice
+from pamkd.spaces.evaluation_network import AUXILIARY, EvaluationNetwork
 from pamkd.spaces.supernet import Cell, Supernet
 
 # Position of a weight inside the published operation's Sequential (ReLU, depthwise, pointwise, BatchNorm, ...).
@@ -25,11 +26,7 @@ def load_published(supernet: Supernet, state_dict: Mapping[str, Tensor]) -> Tens
     flat = torch.zeros(supernet.num_weights, dtype=dtype)
     known = set()
     for name, offset, shape in _named(supernet):
-        if name not in state_dict:
-            raise ValueError(f"the state dict lacks {name}: it is not of this supernet (space, channels and cells must agree)")
-        value = state_dict[name]
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)} in the state dict, {shape} in this supernet")
+        value = _fitting(state_dict, name, shape, "supernet (space, channels and cells must agree)")
         flat[offset : offset + value.numel()] = value.detach().reshape(-1)
         known.add(name)
     left = [name for name in state_dict if name not in known and name.split(".")[-1] not in STATISTICS]
@@ -53,6 +50,36 @@ def published_state_dict(supernet: Supernet, weights: Tensor) -> dict[str, Tenso
         fresh = (torch.zeros(channels), torch.ones(channels), torch.tensor(0))
         state |= {f"{name}.{statistic}": value for statistic, value in zip(STATISTICS, fresh, strict=True)}
     return state
+
+
+def load_published_network(network: EvaluationNetwork, state_dict: Mapping[str, Tensor]) -> None:
+    """Fill the network, in place, from a published evaluation checkpoint's state dict.
+
+    The other direction is `network.state_dict()`: the names are the same. A prefix `module.` (of DataParallel) is dropped,
+    missing `num_batches_tracked` (of checkpoints older than them) stay as they are, and an auxiliary head is ignored where
+    the network has none.
+    Raises ValueError naming the first tensor that is missing, left over or of another shape; then nothing was changed.
+    """
+    state = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    kind = "evaluation network (genotype, channels, cells, classes and stem must agree)"
+    own = network.state_dict()
+    found = {
+        name: _fitting(state, name, value.shape, kind) for name, value in own.items() if name in state or not name.endswith(STATISTICS[2])
+    }
+    unused = () if hasattr(network, AUXILIARY) else AUXILIARY
+    left = [name for name in state if name not in own and not name.startswith(unused)]
+    if left:
+        raise ValueError(f"the state dict has {left[0]}, which this {kind} has not")
+    network.load_state_dict(own | found)
+
+
+def _fitting(state_dict: Mapping[str, Tensor], name: str, shape: torch.Size, kind: str) -> Tensor:
+    if name not in state_dict:
+        raise ValueError(f"the state dict lacks {name}: it is not of this {kind}")
+    value = state_dict[name]
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)} in the state dict, {tuple(shape)} in this {kind}")
+    return value
 
 
 def _named(supernet: Supernet) -> Iterator[tuple[str, int, torch.Size]]:

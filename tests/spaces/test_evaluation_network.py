@@ -4,37 +4,47 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from pamkd.spaces.evaluation_network import EvaluationNetwork, FactorizedReduce, ReluConvNorm, multiply_adds, operation
 from pamkd.spaces.genotype import PUBLISHED, Genotype, named
+from pamkd.spaces.published import load_published_network
 
-NAMES = (
-    "DARTS_V1 DARTS_V2 PDARTS PC_DARTS_cifar PC_DARTS_image PRDARTS DrNAS_cifar10 DrNAS_imagenet "
-    "cifar10_s0_0 cifar10_s1_0 cifar10_s2_0 cifar100_s0_0 NASNet AmoebaNet"
-).split()
-CIFAR10 = (3169414, 3349342, 3433798, 3634678, 3721510, 3444814, 4099294, 4048750, 3454318, 2629630, 4058902, 3368998, 3830950, 3145078)
-CIFAR10_AUX = (3645840, 3825768, 3910224, 4111104, 4197936, 3921240, 4575720, 4525176, 3930744, 3106056, 4535328, 3845424, 4288944, 3603072)
-CIFAR100 = (3221344, 3401272, 3485728, 3686608, 3773440, 3496744, 4151224, 4100680, 3506248, 2681560, 4110832, 3420928, 3895840, 3184048)
-IMAGENET = (4510432, 4718752, 4944352, 5270560, 5342464, 4981312, 5738464, 5726368, 4860256, 3885472, 5639200, 4790368, 5564320, 4627360)
-IMAGENET_AUX = (5771208, 5979528, 6205128, 6531336, 6603240, 6242088, 6999240, 6987144, 6121032, 5146248, 6899976, 6051144, 6800520, 5863560)
-IMAGENET_MACS = (
-    505864704,
-    529911552,
-    542819328,
-    571137408,
-    581627328,
-    543374400,
-    633832320,
-    624405504,
-    546074496,
-    433724160,
-    625252224,
-    535782144,
-    604031616,
-    526746624,
-)
-SMALL = (232890, 246106, 292026, 335738, 327546, 297690, 360410, 346650, 265626, 193242, 322810, 274490, 333946, 326330)
+# parameters of 36 channels and 20 cells for 10 classes, with auxiliary head, for 100 classes; of 16 channels and 8 cells
+COUNTS = {
+    "DARTS_V1": (3169414, 3645840, 3221344, 232890),
+    "DARTS_V2": (3349342, 3825768, 3401272, 246106),
+    "PDARTS": (3433798, 3910224, 3485728, 292026),
+    "PC_DARTS_cifar": (3634678, 4111104, 3686608, 335738),
+    "PC_DARTS_image": (3721510, 4197936, 3773440, 327546),
+    "PRDARTS": (3444814, 3921240, 3496744, 297690),
+    "DrNAS_cifar10": (4099294, 4575720, 4151224, 360410),
+    "DrNAS_imagenet": (4048750, 4525176, 4100680, 346650),
+    "cifar10_s0_0": (3454318, 3930744, 3506248, 265626),
+    "cifar10_s1_0": (2629630, 3106056, 2681560, 193242),
+    "cifar10_s2_0": (4058902, 4535328, 4110832, 322810),
+    "cifar100_s0_0": (3368998, 3845424, 3420928, 274490),
+    "NASNet": (3830950, 4288944, 3895840, 333946),
+    "AmoebaNet": (3145078, 3603072, 3184048, 326330),
+    "RobustDARTS_S1_wd3e-4_1": (1550062, None, None, 113946),
+    "RobustDARTS_S1_wd81e-4_1": (2901358, None, None, 228058),
+}
+# 48 channels, 14 cells, 1000 classes: parameters, with auxiliary head, multiply-adds at 224x224
+IMAGENET = {
+    "DARTS_V1": (4510432, 5771208, 505864704),
+    "DARTS_V2": (4718752, 5979528, 529911552),
+    "PDARTS": (4944352, 6205128, 542819328),
+    "PC_DARTS_cifar": (5270560, 6531336, 571137408),
+    "PC_DARTS_image": (5342464, 6603240, 581627328),
+    "PRDARTS": (4981312, 6242088, 543374400),
+    "DrNAS_cifar10": (5738464, 6999240, 633832320),
+    "DrNAS_imagenet": (5726368, 6987144, 624405504),
+    "cifar10_s0_0": (4860256, 6121032, 546074496),
+    "cifar10_s1_0": (3885472, 5146248, 433724160),
+    "cifar10_s2_0": (5639200, 6899976, 625252224),
+    "cifar100_s0_0": (4790368, 6051144, 535782144),
+    "NASNet": (5564320, 6800520, 604031616),
+    "AmoebaNet": (4627360, 5863560, 526746624),
+}
 
 
 def build(name, **options):
@@ -46,19 +56,23 @@ def everything(network):
     return sum(value.numel() for value in network.parameters())
 
 
-@pytest.mark.parametrize("i", range(len(NAMES)), ids=NAMES)
-def test_parameter_counts(i):
-    network = build(NAMES[i], auxiliary=True)
-    assert (network.num_parameters, everything(network)) == (CIFAR10[i], CIFAR10_AUX[i])
-    assert build(NAMES[i], classes=100).num_parameters == CIFAR100[i]
-    assert build(NAMES[i], channels=16, cells=8).num_parameters == SMALL[i]
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    c10, c10_auxiliary, c100, small = COUNTS[name]
+    network = build(name, auxiliary=True)
+    assert network.num_parameters == c10
+    assert build(name, channels=16, cells=8).num_parameters == small
+    if c100 is not None:
+        assert everything(network) == c10_auxiliary
+        assert build(name, classes=100).num_parameters == c100
 
 
-@pytest.mark.parametrize("i", range(len(NAMES)), ids=NAMES)
-def test_imagenet_counts(i):
-    network = build(NAMES[i], channels=48, cells=14, classes=1000, stem="imagenet", auxiliary=True)
-    assert (network.num_parameters, everything(network)) == (IMAGENET[i], IMAGENET_AUX[i])
-    assert multiply_adds(network, (224, 224)) == IMAGENET_MACS[i]
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_counts(name):
+    parameters, with_auxiliary, macs = IMAGENET[name]
+    network = build(name, channels=48, cells=14, classes=1000, stem="imagenet", auxiliary=True)
+    assert (network.num_parameters, everything(network)) == (parameters, with_auxiliary)
+    assert multiply_adds(network, (224, 224)) == macs
 
 
 def test_auxiliary_norm_of_other_papers():
@@ -158,3 +172,186 @@ def test_preprocessing(filled, published_input):
 )
 def test_operation_parameters(name, stride, counts):
     assert tuple(everything(operation(name, c, stride)) for c in (16, 36, 48)) == counts
+
+
+SMALL_OPTIONS = {"channels": 4, "cells": 4, "classes": 5}
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return EvaluationNetwork(named("DARTS_V2"), **SMALL_OPTIONS, auxiliary=True)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("image_channels", [1, 3])
+@pytest.mark.parametrize("size", [(8, 8), (9, 13), (11, 40), (32, 32)], ids=str)
+def test_any_image_size(stem, image_channels, size):
+    for name in ("PDARTS", "AmoebaNet", "cifar10_s4_0"):
+        network = EvaluationNetwork(named(name), **SMALL_OPTIONS, image_channels=image_channels, stem=stem, auxiliary=True)
+        output = network(torch.randn(3, image_channels, *size), 0.5)
+        assert output.logits.shape == output.auxiliary.shape == (3, 5)
+        (output.logits.sum() + output.auxiliary.sum()).backward()
+        assert all(value.grad.isfinite().all() for value in network.parameters())
+        plain = network.eval()(torch.randn(2, image_channels, *size))
+        assert plain.logits.shape == (2, 5) and plain.auxiliary is None
+
+
+@pytest.mark.parametrize("image_channels", [1, 3])
+def test_states_are_channels_last(image_channels):
+    network = EvaluationNetwork(named("DARTS_V2"), **SMALL_OPTIONS, image_channels=image_channels)
+    seen = []
+    network.cells[1].register_forward_hook(lambda cell, inputs, output: seen.append(output))
+    network(torch.randn(2, image_channels, 8, 8))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_reductions_stand_at_a_third_and_two_thirds():
+    for cells, expected in {5: [1, 3], 6: [2, 4], 8: [2, 5], 11: [3, 7], 14: [4, 9], 17: [5, 11], 20: [6, 13]}.items():
+        network = build("DARTS_V2", channels=4, cells=cells)
+        reduce = named("DARTS_V2").reduce
+        assert [i for i, cell in enumerate(network.cells) if cell.genes == reduce] == expected
+
+
+class TestDropPath:
+    def test_branches_are_dropped_per_image_and_rescaled(self, small):
+        cell = small.cells[0]  # its entries 5 and 6 are identities, the others convolutions
+        s = torch.randn(64, 12, 8, 8)
+        masks = cell.masks(s, 0.25, torch.Generator().manual_seed(1))
+        values = masks.unique()
+        assert values.tolist() == [0.0, pytest.approx(4 / 3)]
+        assert (masks > 0).float().mean().item() == pytest.approx(0.75, abs=0.07)
+        states = [cell.preprocess0(s), cell.preprocess1(s)]
+        branches = []
+        for i, (op, (_, state)) in enumerate(zip(cell._ops, cell.genes, strict=True)):
+            y = op(states[state])
+            branches.append(y if isinstance(op, torch.nn.Identity) else y * masks[i])
+            if i % 2:
+                states.append(branches[-2] + branches[-1])
+        torch.testing.assert_close(cell(s, s, masks, None), torch.cat(states[2:], 1))
+
+    def test_training_only_and_a_function_of_the_generator(self, small):
+        images = torch.randn(4, 3, 8, 8)
+        runs = [small(images, 0.5, torch.Generator().manual_seed(seed)).logits for seed in (0, 0, 1)]
+        assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+        small.eval()
+        assert torch.equal(small(images, 0.5).logits, small(images).logits)
+
+
+def test_noise_follows_the_generator():
+    network = EvaluationNetwork(named("cifar10_s4_0"), **SMALL_OPTIONS).eval()
+    images = torch.randn(2, 3, 8, 8)
+    runs = [network(images, generator=torch.Generator().manual_seed(seed)).logits for seed in (0, 0, 1)]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+
+
+def test_multiply_adds_by_hand():
+    skips = Genotype((("skip_connect", 0), ("skip_connect", 1)), (2,), (("max_pool_3x3", 0), ("sep_conv_3x3", 1)), (2,))
+    network = EvaluationNetwork(skips, channels=4, cells=3, classes=5, image_channels=1, auxiliary=True)
+    stem = 64 * 12 * 9
+    first = 64 * 2 * 12 * 4  # both preprocessings, 12 to 4 channels
+    second = 64 * 12 * 8 + 64 * 4 * 8 + 16 * 2 * (8 * 9 + 8 * 8)  # a reduction from 8x8 to 4x4: 4 to 8 channels, one separable convolution
+    third = 16 * 4 * 16 + 16 * 8 * 16 + 4 * 2 * (16 * 9 + 16 * 16)  # to 2x2; the state before the reduction is halved first
+    assert multiply_adds(network, (8, 8)) == stem + first + second + third + 16 * 5
+    assert network.training and next(network.parameters()).device.type == "cpu"
+
+
+class TestPublishedNames:
+    def test_names(self, small):
+        names = set(small.state_dict())
+        assert {
+            "stem.0.weight",
+            "stem.1.running_var",
+            "cells.0.preprocess0.op.1.weight",
+            "cells.0.preprocess1.op.2.bias",
+            "cells.2.preprocess0.conv_2.weight",
+            "cells.2.preprocess0.bn.weight",
+            "cells.0._ops.0.op.1.weight",
+            "cells.0._ops.0.op.7.running_mean",
+            "cells.0._ops.7.op.3.weight",
+            "auxiliary_head.features.2.weight",
+            "auxiliary_head.features.6.num_batches_tracked",
+            "auxiliary_head.classifier.bias",
+            "classifier.weight",
+        } <= names
+        imagenet = set(build("AmoebaNet", stem="imagenet", auxiliary=True).state_dict())
+        assert {"stem0.3.weight", "stem0.4.bias", "stem1.1.weight", "stem1.2.bias"} <= imagenet
+        assert "cells.6._ops.8.3.bias" in imagenet and "auxiliary_head.features.6.weight" not in imagenet
+
+    def test_round_trip(self, small):
+        state = {f"module.{name}": value for name, value in small.state_dict().items() if not name.endswith("num_batches_tracked")}
+        for auxiliary in (True, False):
+            other = EvaluationNetwork(named("DARTS_V2"), **SMALL_OPTIONS, auxiliary=auxiliary)
+            load_published_network(other, state)
+            images = torch.randn(2, 3, 8, 8)
+            assert torch.equal(other.eval()(images).logits, small.eval()(images).logits)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state.pop("classifier.bias"), "lacks classifier.bias"),
+            (lambda state: state.update({"stem.0.weight": torch.zeros(1)}), "stem.0.weight has shape"),
+            (lambda state: state.update({"cells.9.x.weight": torch.zeros(1)}), "has cells.9.x.weight"),
+            (lambda state: state.update({"auxiliary_head.x": torch.zeros(1)}), "has auxiliary_head.x"),
+        ],
+    )
+    def test_foreign_state_dict_is_refused(self, small, change, message):
+        state = small.state_dict()
+        change(state)
+        before = small.classifier.weight.clone()
+        with pytest.raises(ValueError, match=message):
+            load_published_network(small, state)
+        assert torch.equal(small.classifier.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 5}, "even number"),
+        ({"cells": 2}, "at least 3"),
+        ({"classes": 1}, "at least 2"),
+        ({"stem": "resnet"}, "'cifar' or 'imagenet'"),
+    ],
+)
+def test_impossible_networks(options, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationNetwork(named("DARTS_V2"), **options)
+
+
+def test_wrong_images_are_named(small):
+    for shape in ((2, 1, 8, 8), (2, 3, 7, 8), (3, 8, 8)):
+        with pytest.raises(ValueError, match=r"this network needs \[n, 3, h, w\]"):
+            small(torch.zeros(shape))
+
+
+class TestGenotypes:
+    @pytest.mark.parametrize("name", PUBLISHED)
+    def test_published_ones_are_whole(self, name):
+        genotype = named(name)
+        assert genotype.checked() is genotype and Genotype.from_json(genotype.to_json()) == genotype
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match=r"unknown genotype 'DARTS_V9'; published ones are DARTS_V1, DARTS_V2"):
+            named("DARTS_V9")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"normal": [["skip_connect", 0]]}, "normal has 1 entries"),
+            ({"normal": []}, "normal has 0 entries"),
+            ({"normal": [["skip_connect", 0], ["skip_connect", 2]]}, "entry 1 of normal is skip_connect of state 2; needed is 0 to 1"),
+            ({"reduce": [["skip_connect", -1], ["skip_connect", 0]]}, "entry 0 of reduce"),
+            ({"reduce_concat": [2, 6]}, r"reduce_concat is \[2, 6\]"),
+            ({"normal_concat": []}, "normal_concat is"),
+            ({"normal": 3}, "needed are normal, normal_concat"),
+            ({"normal": [["skip_connect"], ["skip_connect", 0]]}, "needed are normal, normal_concat"),
+        ],
+    )
+    def test_broken_ones(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            Genotype.from_json(named("DARTS_V2").to_json() | change)
+
+    def test_unknown_operation(self):
+        genes = (("conv_9x9", 0), ("skip_connect", 1))
+        with pytest.raises(ValueError, match="unknown operation 'conv_9x9'; an evaluation network has max_pool_3x3"):
+            EvaluationNetwork(Genotype(genes, (2,), genes, (2,)))
