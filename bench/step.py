@@ -1,0 +1,167 @@
+"""One second-order PAMKD step: ours, the same schedule over the eager cells, and the same problem written for Betty.
+
+Betty (betty-ml 0.2.1) is a general multilevel engine; the program below is how its tutorials would have a user write the
+three levels, with finite-difference hypergradients. Its modules hold the same flat weight vectors and run the same eager
+supernet as the second candidate, so what differs is the schedule: 38 forward passes of a supernet for two learners.
+Install it with: pip install betty-ml==0.2.1 --ignore-requires-python --no-deps
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench._harness import Bench
+from pamkd.methods.pamkd import Pamkd
+from pamkd.spaces.darts import Darts
+from pamkd.spaces.supernet import Supernet
+from pamkd.transfer.grs import GroupRelativeSimilarity
+from pamkd.trilevel.passes import Batch, Passes
+from pamkd.trilevel.sgd import SGD
+from pamkd.trilevel.step import Learner, TriLevelStep, pairwise_gaps
+
+LR, WEIGHT = 0.025, 0.5
+
+
+class Ours:
+    """K learners and the step of `pamkd.methods.pamkd` over one supernet."""
+
+    def __init__(self, supernet: Supernet, start: list[Learner], train: Batch, valid: Batch) -> None:
+        self.learners = [Learner.create(*(tensor.detach().clone() for tensor in (k.alphas, k.v, k.w))) for k in start]
+        self.adam = torch.optim.Adam([learner.alphas for learner in self.learners], 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+        # Without clipping: Betty clips the learners' gradients together, the paper's code each by itself.
+        parts = TriLevelStep(Passes(supernet), GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
+        self.method, self.train, self.valid = Pamkd(parts), train, valid
+
+    def __call__(self) -> None:
+        _, hypergradient = self.method.step(self.learners, self.train, self.valid, lr=LR, phase="search", seed=0)
+        for learner, grad in zip(self.learners, hypergradient, strict=True):
+            learner.alphas.grad = grad
+        self.adam.step()
+
+    def weights(self) -> Tensor:
+        return torch.cat([tensor for learner in self.learners for tensor in (learner.v, learner.w)])
+
+    def passes(self) -> int:
+        return sum(self.method.parts.passes.forwards.values())
+
+
+class Betty:
+    """The same step as a Betty program: problems V, W and A, one above the other."""
+
+    def __init__(self, supernet: Supernet, start: list[Learner], train: Batch, valid: Batch) -> None:
+        from betty.configs import Config, EngineConfig
+        from betty.engine import Engine
+        from betty.problems import ImplicitProblem
+
+        logging.disable(logging.INFO)
+        transfer = GroupRelativeSimilarity()
+        groups = transfer.draw(len(valid.labels), 0, valid.images.device)
+        learners = range(len(start))
+        count = [0]
+
+        def run(weights: Tensor, alphas: Tensor, images: Tensor, labels: Tensor):
+            count[0] += 1
+            output = supernet.forward(weights, alphas, images)
+            return F.cross_entropy(output.logits, labels), output
+
+        class V(ImplicitProblem):
+            def training_step(self, batch):
+                images, labels, _, _ = batch
+                return sum(run(self.module[k], self.a.module[k], images, labels)[0] for k in learners)
+
+        class W(ImplicitProblem):
+            def training_step(self, batch):
+                images, labels, valid_images, valid_labels = batch
+                loss = sum(run(self.module[k], self.a.module[k], images, labels)[0] for k in learners)
+                taught = [run(self.v.module[k], self.a.module[k], valid_images, valid_labels) for k in learners]
+                losses = torch.stack([loss for loss, _ in taught])
+                published = torch.stack([transfer.publish(output, groups) for _, output in taught])
+                gaps = pairwise_gaps(losses)
+                for k in learners:
+                    _, output = run(self.module[k], self.a.module[k], valid_images, valid_labels)
+                    loss = loss + WEIGHT * (gaps[k] * transfer.loss(published, output, groups)).sum()
+                return loss
+
+        class A(ImplicitProblem):
+            def training_step(self, batch):
+                _, _, valid_images, valid_labels = batch
+                return sum(run(self.w.module[k], self.module[k], valid_images, valid_labels)[0] for k in learners)
+
+        def module(name: str) -> nn.ParameterList:
+            return nn.ParameterList([nn.Parameter(getattr(learner, name).detach().clone()) for learner in start])
+
+        def problem(kind: type, name: str, optimizer: type, **options) -> ImplicitProblem:
+            parameters = module({"a": "alphas"}.get(name, name))
+            # The upper level differentiates its loss twice over: along its own parameters and along W.
+            config = Config(type="darts", retain_graph=name == "a")
+            data = [(*train, *valid)]
+            return kind(name, config, parameters, optimizer(parameters.parameters(), **options), train_data_loader=data)
+
+        sgd = {"lr": LR, "momentum": 0.9, "weight_decay": 3e-4}
+        v, w = problem(V, "v", torch.optim.SGD, **sgd), problem(W, "w", torch.optim.SGD, **sgd)
+        a = problem(A, "a", torch.optim.Adam, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+        dependencies = {"u2l": {a: [v, w]}, "l2u": {v: [w], w: [a]}}
+        self.engine = Engine([v, w, a], EngineConfig(strategy="cpu", logger_type="none"), dependencies)
+        self.engine.train()
+        self.v, self.w, self.count = v, w, count
+
+    def __call__(self) -> None:
+        self.engine.global_step += 1
+        self.engine.train_step()
+
+    def weights(self) -> Tensor:
+        pairs = zip(self.v.module.parameters(), self.w.module.parameters(), strict=True)
+        return torch.cat([tensor.detach() for pair in pairs for tensor in pair])
+
+    def passes(self) -> int:
+        return self.count[0]
+
+
+def learners_of(supernet: Supernet, count: int) -> list[Learner]:
+    random = torch.Generator().manual_seed(0)
+    return [
+        Learner.create(supernet.init_alphas(random), supernet.init_weights(random), supernet.init_weights(random)) for _ in range(count)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="images per batch; 2 * R = 10 or more")
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--cells", type=int, default=8)
+    parser.add_argument("--learners", type=int, default=2)
+    bench = Bench("step", parser, rounds=5)
+    options = bench.options
+
+    supernet = Darts(channels=options.channels, cells=options.cells)
+    random = torch.Generator().manual_seed(1)
+    train, valid = (
+        Batch(torch.randn(options.batch, 3, 32, 32, generator=random), torch.randint(0, 10, (options.batch,), generator=random))
+        for _ in range(2)
+    )
+    start = learners_of(supernet, options.learners)
+    peers = {"same schedule, eager cells": Ours(supernet.twice_differentiable(), start, train, valid)}
+    if importlib.util.find_spec("betty"):
+        peers["Betty 0.2.1"] = Betty(supernet.twice_differentiable(), start, train, valid)
+    else:
+        print("Betty is not installed and is left out: pip install betty-ml==0.2.1 --ignore-requires-python --no-deps")
+    ours = Ours(supernet, start, train, valid)
+
+    ours()
+    for name, peer in peers.items():
+        peer()
+        bench.require_close(f"V' and W' of {name}", ours.weights(), peer.weights(), rtol=1e-4)
+    case = f"K={options.learners} C={options.channels} cells={options.cells} batch={options.batch}"
+    bench.row(case, "passes", "forward passes", ours.passes(), {name: peer.passes() for name, peer in peers.items()})
+    bench.time(case, ours, peers)
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()

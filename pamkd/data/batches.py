@@ -1,0 +1,205 @@
+"""Batches of a dataset, each a function of (seed, stream, epoch, step) alone: starting anywhere is exact and costs nothing."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from pamkd.data.augment import Augment
+from pamkd.data.datasets import ImageFiles, Images
+from pamkd.data.randomness import derived_seed, generator
+
+
+class Batches:
+    """Batches (images [n, c, h, w], labels int64 [n]) on `device` of a map-style dataset of (image, label).
+
+    `dataset` is an `ImageDataset` or any other with `__len__` and `__getitem__`, whose images are tensors [c, h, w] or [h, w],
+    NumPy arrays [h, w, c], [c, h, w] or [h, w], or PIL images. `indices` selects from it (None: everything). uint8 images arrive
+    at `augment(images, generator)` as they are; without an augmentation they are divided by 255, and floating ones left alone.
+
+    The order of epoch e is drawn from (seed, stream, e), the augmentation of its step s from (seed, stream, e, s). Transforms of the
+    user's dataset that draw from the global generators of PyTorch, NumPy or Python get (seed, stream, e, position) as seed, whatever the
+    number of `workers`, the processes that read items of datasets that are not in memory.
+
+    Raises ValueError for an empty dataset, a batch size below 1, one larger than the data with `drop_last`, and on reading for
+    images of unlike shapes or unusable types.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        indices: Tensor | Sequence[int] | None,
+        batch_size: int,
+        *,
+        seed: int,
+        stream: str,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        device: str | torch.device = "cpu",
+        workers: int = 0,
+        drop_last: bool = True,
+        shuffle: bool = True,
+    ) -> None:
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+            raise ValueError(f"the {stream} dataset is a {type(dataset).__name__}: needed is a map-style one, with __len__ and __getitem__")
+        if indices is not None and isinstance(dataset, (Images, ImageFiles)):
+            dataset, indices = dataset.subset(indices), None
+        self._indices = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        count = len(self._indices)
+        if count == 0:
+            raise ValueError(f"the {stream} dataset is empty: needed is at least one image")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: needed is 1 or more")
+        if drop_last and batch_size > count:
+            raise ValueError(f"batch_size is {batch_size} and the {stream} dataset has {count} images: needed is {count} at most")
+        if workers < 0:
+            raise ValueError(f"workers is {workers}: needed is 0 or more")
+        if isinstance(augment, Augment) and augment.resized_crop and not isinstance(dataset, ImageFiles):
+            raise ValueError(f"resized_crop needs a dataset read from files, such as imagenet; {stream} is a {type(dataset).__name__}")
+        self._dataset, self._augment, self._device = dataset, augment, torch.device(device)
+        self._seed, self._stream = seed, stream
+        self._size, self._workers, self._shuffle = batch_size, workers, shuffle
+        self._steps = count // batch_size if drop_last else -(-count // batch_size)
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return self._steps
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from `start_step` on; none when it equals `len(self)`."""
+        if not 0 <= start_step <= self._steps:
+            raise ValueError(f"start_step is {start_step}: an epoch of the {self._stream} dataset has {self._steps} steps")
+        order = self._indices
+        if self._shuffle:
+            order = order[torch.randperm(len(order), generator=generator(self._seed, self._stream, "order", epoch))]
+        rows = order.split(self._size)[start_step : self._steps]
+        read = self._read_memory(rows) if isinstance(self._dataset, Images) else self._read_items(rows, epoch, start_step)
+        for step, (images, labels) in enumerate(read, start_step):
+            images, labels = (part.to(self._device, non_blocking=True) for part in (images, labels))
+            if self._augment is not None:
+                images = self._augment(images, generator(self._seed, self._stream, "augment", epoch, step))
+            elif images.dtype == torch.uint8:
+                images = images.float().div_(255)
+            yield images, labels
+
+    def forever(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Epoch after epoch, after the first `start` batches of the whole stream."""
+        epoch, step = divmod(start, self._steps)
+        while True:
+            yield from self.epoch(epoch, step)
+            epoch, step = epoch + 1, 0
+
+    def _read_memory(self, rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self._dataset.read, rows)
+
+    def _read_items(self, rows: Sequence[Tensor], epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        first = start_step * self._size
+        keys = []
+        for batch in rows:
+            seeds = (derived_seed(self._seed, self._stream, "item", epoch, first + place) for place in range(len(batch)))
+            keys.append(list(zip(batch.tolist(), seeds, strict=True)))
+            first += len(batch)
+        loader = DataLoader(
+            _Items(self._dataset, self._augment),
+            batch_sampler=keys,
+            collate_fn=_stack,
+            generator=torch.Generator(),
+            num_workers=self._workers,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_ignore_interrupt,
+        )
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+class _Items(Dataset):
+    """Items of a dataset under the keys (index, seed). A ValueError is returned: raised in a worker it would arrive as a traceback."""
+
+    def __init__(self, dataset: Dataset, augment: Any) -> None:
+        self.dataset = dataset
+        self.crop = augment.picture if isinstance(augment, Augment) and augment.resized_crop else None
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor, int] | ValueError:
+        index, seed = key
+        try:
+            with _seeded(seed):
+                if isinstance(self.dataset, ImageFiles):
+                    return index, self.dataset.read_one(index, self.crop), int(self.dataset.labels[index])
+                return index, *_checked(self.dataset[index], index)
+        except ValueError as error:
+            return error
+
+
+def _checked(item: Any, index: int) -> tuple[Tensor, int]:
+    """(image [c, h, w], label) of a user's item."""
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise ValueError(f"item {index} of the dataset is a {type(item).__name__}: needed is a pair (image, label)")
+    image, label = item
+    try:
+        number = int(label)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0 or number != label:
+        raise ValueError(f"the label of item {index} is {label!r}: needed is a class number, 0 or more")
+    return _image_tensor(image, index), number
+
+
+def _image_tensor(image: Any, index: int) -> Tensor:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    if isinstance(image, np.ndarray):
+        if image.ndim == 3 and image.shape[2] in (1, 3):
+            image = image.transpose(2, 0, 1)
+        image = torch.from_numpy(np.ascontiguousarray(image))
+    if not isinstance(image, Tensor):
+        raise ValueError(f"the image of item {index} is a {type(image).__name__}: needed is a tensor, a NumPy array or a PIL image")
+    if image.dim() == 2:
+        image = image.unsqueeze(0)
+    if image.dim() != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"the image of item {index} has shape {tuple(image.shape)}: needed is [c, h, w] with 1 or 3 channels, or [h, w]")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ValueError(f"the image of item {index} is {image.dtype}: needed is uint8 (0 .. 255) or a floating type (0 .. 1)")
+    return image
+
+
+def _stack(items: list[tuple[int, Tensor, int] | ValueError]) -> tuple[Tensor, Tensor] | ValueError:
+    for item in items:
+        if isinstance(item, ValueError):
+            return item
+    first = items[0]
+    for index, image, _ in items:
+        if image.shape != first[1].shape or image.dtype != first[1].dtype:
+            kinds = f"{tuple(image.shape)} {image.dtype}, not {tuple(first[1].shape)} {first[1].dtype} as that of item {first[0]}"
+            return ValueError(f"the image of item {index} is {kinds}: needed are images of one shape and dtype")
+    return torch.stack([image for _, image, _ in items]), torch.tensor([label for *_, label in items])
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global generators of PyTorch (CPU), NumPy and Python seeded, and put back afterwards."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one decides when the workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
