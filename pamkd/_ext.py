@@ -1,4 +1,4 @@
-"""Load the compiled operations. A kernel that this build lacks is replaced by one that says so."""
+"""Load the compiled operations. A kernel that this build lacks is replaced by one that says why."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ import torch
 
 from pamkd.ops._library import COMPILED, LIB
 
-_PATH = Path(__file__).with_name("_C.so")
-BUILT = _PATH.exists()
+PATH = Path(__file__).with_name("_C.so")
 REBUILD = "reinstall with: pip install --no-build-isolation ."
 
 
-def load() -> None:
-    """Register the compiled kernels. Raises ImportError when the extension is there and does not load."""
-    if BUILT:
+def load() -> str | None:
+    """Register the compiled kernels. Returns why they could not be loaded; each operation then raises with that reason."""
+    problem = None
+    if not PATH.exists():
+        problem = "the C++ extension is not built"
+    else:
         try:
-            torch.ops.load_library(str(_PATH))
+            torch.ops.load_library(str(PATH))
         except OSError as error:
-            raise ImportError(
-                f"pamkd's compiled operations failed to load under PyTorch {torch.__version__} ({error}); {REBUILD}"
-            ) from error
+            problem = f"the C++ extension is built but failed to load under PyTorch {torch.__version__} ({error})"
     for op, keys in COMPILED.items():
         for key in keys:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pamkd::{op}", key):
-                LIB.impl(op, _missing(op, key), key)
+                LIB.impl(op, _missing(op, problem or f"the C++ extension was built without its {key} kernel"), key)
+    return problem
 
 
-def _missing(op: str, key: str):
-    why = f"the extension was built without its {key} kernel" if BUILT else "the C++ extension is not built"
-
+def _missing(op: str, why: str):
     def raise_(*args, **kwargs):
         raise NotImplementedError(f"pamkd::{op}: {why}; {REBUILD}")
 
     return raise_
+
+
+PROBLEM = load()

@@ -13,18 +13,20 @@ const char* level_name(Level level);
 
 }  // namespace pamkd
 
-// PAMKD_PICK(f): the implementation of f for the running CPU. All levels share f's signature.
+// PAMKD_PICK(f): the implementation of f for the running CPU; PAMKD_PICK_AS(type, f) where f is overloaded and `type` is a
+// pointer to one of its signatures.
+#define PAMKD_PICK(f) PAMKD_PICK_AS(decltype(&::pamkd::baseline::f), f)
 #if defined(PAMKD_HAS_AVX512)
-#define PAMKD_PICK(f)                                                   \
-  (::pamkd::cpu_level() == ::pamkd::Level::avx512 ? &::pamkd::avx512::f \
-   : ::pamkd::cpu_level() == ::pamkd::Level::avx2 ? &::pamkd::avx2::f   \
-                                                  : &::pamkd::baseline::f)
+#define PAMKD_PICK_AS(type, f)                                                               \
+  (::pamkd::cpu_level() == ::pamkd::Level::avx512 ? static_cast<type>(&::pamkd::avx512::f) \
+   : ::pamkd::cpu_level() == ::pamkd::Level::avx2 ? static_cast<type>(&::pamkd::avx2::f)   \
+                                                  : static_cast<type>(&::pamkd::baseline::f))
 #define PAMKD_DECLARE(...)                     \
   namespace pamkd::baseline { __VA_ARGS__ }    \
   namespace pamkd::avx2 { __VA_ARGS__ }        \
   namespace pamkd::avx512 { __VA_ARGS__ }
 #else
-#define PAMKD_PICK(f) (&::pamkd::baseline::f)
+#define PAMKD_PICK_AS(type, f) static_cast<type>(&::pamkd::baseline::f)
 #define PAMKD_DECLARE(...) \
   namespace pamkd::baseline { __VA_ARGS__ }
 #endif

@@ -1,1 +1,7 @@
+"""The operations, for the search and for anybody's training loop: one file each."""
+
+from pamkd.ops.group_min_similarity import group_min_similarity as group_min_similarity
+from pamkd.ops.grs_hinge import grs_hinge as grs_hinge
+from pamkd.ops.grs_loss import grs_loss as grs_loss
 from pamkd.ops.mixed_cell import mixed_cell as mixed_cell
+from pamkd.ops.pairwise_cosine import pairwise_cosine as pairwise_cosine

@@ -1,21 +1,60 @@
-"""The `pamkd::` operator library and the helpers that every operation file uses."""
+"""The `pamkd::` operator library and what every operation file shares."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
 
 LIB = torch.library.Library("pamkd", "DEF")
 
-# operation -> dispatch keys whose kernel lives in the compiled extension; checked by pamkd._ext after loading it.
+# Operation -> dispatch keys whose kernel lives in the compiled extension; checked by pamkd._ext after loading it.
 COMPILED: dict[str, tuple[str, ...]] = {}
 
+# Public operation -> device type -> what computes it. Every other device uses the eager composition of pamkd.reference.
+IMPLEMENTATIONS: dict[str, dict[str, str]] = {}
 
-def define(schema: str, *, compiled: tuple[str, ...] = ("CPU",)) -> str:
-    """Define an operation of the library; returns its qualified name."""
+
+class Example(NamedTuple):
+    """A call of a public operation and the composition that it must agree with, for `pamkd doctor`."""
+
+    operation: Callable[..., Any]
+    reference: Callable[..., Any]
+    arguments: Callable[[], tuple]  # float64 tensors require gradients; converted to the dtype and device under test
+
+
+EXAMPLES: dict[str, Example] = {}
+
+_warned: set[tuple[str, str]] = set()
+
+
+def define(schema: str, *, compiled: tuple[str, ...] = ("CPU",)) -> None:
+    """Define an operation of the library, with kernels in the extension for these dispatch keys."""
     LIB.define(schema)
-    name = schema.split("(")[0]
-    COMPILED[name] = compiled
-    return f"pamkd::{name}"
+    COMPILED[schema.split("(")[0]] = compiled
+
+
+def register(operation: Callable, reference: Callable, arguments: Callable[[], tuple], **implementations: str) -> None:
+    """Put a public operation on the list that `pamkd doctor` checks; `implementations` is device=language."""
+    IMPLEMENTATIONS[operation.__name__] = implementations
+    EXAMPLES[operation.__name__] = Example(operation, reference, arguments)
+
+
+def has_kernel(operation: str, tensor: Tensor) -> bool:
+    """Whether `operation` has a kernel for the tensor's device; where not, says once that the eager composition is used."""
+    device = tensor.device.type
+    if device in IMPLEMENTATIONS[operation]:
+        return True
+    if (operation, device) not in _warned:
+        _warned.add((operation, device))
+        built = " and ".join(IMPLEMENTATIONS[operation])
+        warnings.warn(
+            f"pamkd.ops.{operation} has kernels for {built}, none for {device}: the slower eager composition is used", stacklevel=3
+        )
+    return False
 
 
 def deny_double_backward(name: str, advice: str) -> None:

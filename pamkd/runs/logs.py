@@ -22,10 +22,11 @@ class Metrics:
         self._writer = _summary_writer(folder) if tensorboard and folder is not None else None
 
     def write(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
+        line = json.dumps(row)
+        self.rows.append(json.loads(line))  # as a resumed run reads it back
         if self._path is not None:
             with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(line + "\n")
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         if self._writer is not None:

@@ -1,0 +1,69 @@
+"""Similarity within groups of rows: the smallest cosine of any two of a group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pamkd import reference
+from pamkd.ops._embeddings import check_embeddings, check_groups, example_embeddings, example_groups, widened
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+
+define("group_min_similarity(Tensor embeddings, Tensor groups) -> (Tensor, Tensor)")
+define("group_min_similarity_backward(Tensor grad, Tensor embeddings, Tensor similarity, Tensor pairs) -> Tensor")
+
+
+def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """s(X) = min over x != x' in X of cos(e_x, e_x'), Eq. (2) of the paper.
+
+    The pairs' cosines come from the Gram matrix of all rows or from the gathered rows, whichever costs less; neither leaves the
+    operation. The gradient of a group goes to its one minimising pair: de_i = g (u_j - cos u_i) / |e_i|.
+
+    Args:
+        embeddings: [L, N, D], L sets of N rows; float32 or float64, or bfloat16 or float16 computed in float32; any strides.
+        groups: int64 [G, R], R >= 2 rows of each group, the same for all sets.
+
+    Returns:
+        similarity [L, G] and pairs int64 [L, G, 2], the rows of the minimising pair; of equal ones the first in row-major
+        order. Differentiable once; twice through `pamkd.reference.group_min_similarity`.
+
+    Raises:
+        TypeError: embeddings not floating point, or groups not int64.
+        ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, tensors on different devices.
+        RuntimeError: a group index out of range, or NaN or infinity in a row (it is named).
+    """
+    check_embeddings("group_min_similarity", "embeddings", embeddings)
+    check_groups("group_min_similarity", "groups", groups, embeddings)
+    embeddings = widened(embeddings)
+    if not has_kernel("group_min_similarity", embeddings):
+        return reference.group_min_similarity(embeddings, groups)
+    return torch.ops.pamkd.group_min_similarity(embeddings, groups)
+
+
+@torch.library.register_fake("pamkd::group_min_similarity", lib=LIB)
+def _(embeddings, groups):
+    sets, count = embeddings.shape[0], groups.shape[0]
+    return embeddings.new_empty(sets, count), groups.new_empty(sets, count, 2)
+
+
+@torch.library.register_fake("pamkd::group_min_similarity_backward", lib=LIB)
+def _(grad, embeddings, similarity, pairs):
+    return embeddings.new_empty(embeddings.shape)
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], *output)
+
+
+def _backward(ctx, grad, _):
+    return torch.ops.pamkd.group_min_similarity_backward(grad, *ctx.saved_tensors), None
+
+
+torch.library.register_autograd("pamkd::group_min_similarity", _backward, setup_context=_setup, lib=LIB)
+deny_double_backward("pamkd::group_min_similarity_backward", "use pamkd.reference.group_min_similarity")
+register(
+    group_min_similarity,
+    reference.group_min_similarity,
+    lambda: (example_embeddings(2, 0), example_groups(24, 5)),
+    cpu="C++",
+)

@@ -1,0 +1,58 @@
+"""Cosine similarity of all pairs of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pamkd import reference
+from pamkd.ops._embeddings import check_embeddings, example_embeddings, widened
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+
+define("pairwise_cosine(Tensor embeddings) -> Tensor")
+define("pairwise_cosine_backward(Tensor grad, Tensor embeddings, Tensor cosine) -> Tensor")
+
+
+def pairwise_cosine(embeddings: Tensor) -> Tensor:
+    """`u @ u.mT` with `u = e / e.norm(dim=-1, keepdim=True).clamp_min(1e-8)`: s(x, x') of the paper's Eq. (2) before the minimum.
+
+    Args:
+        embeddings: [L, N, D], L sets of N rows; float32 or float64, or bfloat16 or float16 computed in float32; any strides.
+
+    Returns:
+        [L, N, N]. A zero row has cosine 0 with everything. Differentiable once; twice through `pamkd.reference.pairwise_cosine`.
+
+    Raises:
+        TypeError: not floating point.
+        ValueError: not [L, N, D], or empty.
+        RuntimeError: NaN or infinity in a row (its number is named).
+    """
+    check_embeddings("pairwise_cosine", "embeddings", embeddings)
+    embeddings = widened(embeddings)
+    if not has_kernel("pairwise_cosine", embeddings):
+        return reference.pairwise_cosine(embeddings)
+    return torch.ops.pamkd.pairwise_cosine(embeddings)
+
+
+@torch.library.register_fake("pamkd::pairwise_cosine", lib=LIB)
+def _(embeddings):
+    sets, rows, _ = embeddings.shape
+    return embeddings.new_empty(sets, rows, rows)
+
+
+@torch.library.register_fake("pamkd::pairwise_cosine_backward", lib=LIB)
+def _(grad, embeddings, cosine):
+    return embeddings.new_empty(embeddings.shape)
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output)
+
+
+def _backward(ctx, grad):
+    return torch.ops.pamkd.pairwise_cosine_backward(grad, *ctx.saved_tensors)
+
+
+torch.library.register_autograd("pamkd::pairwise_cosine", _backward, setup_context=_setup, lib=LIB)
+deny_double_backward("pamkd::pairwise_cosine_backward", "use pamkd.reference.pairwise_cosine")
+register(pairwise_cosine, reference.pairwise_cosine, lambda: (example_embeddings(2, 0),), cpu="C++")
