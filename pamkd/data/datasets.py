@@ -243,9 +243,8 @@ def _cifar(name: str, root: Path, train: bool, download: bool) -> Images:
     except OSError as error:
         raise OSError(f"{name} could not be fetched into {root} ({error}): check the network, or put torchvision's files there") from error
     except RuntimeError as error:  # torchvision's "not found or corrupted"
-        raise FileNotFoundError(
-            f"no complete {name} in {root} ({kind.base_folder} is missing or damaged): give its folder (--data PATH) or fetch it (--download)"
-        ) from error
+        what = f"no complete {name} in {root} ({kind.base_folder} is missing or damaged)"
+        raise FileNotFoundError(f"{what}: give its folder (--data PATH) or fetch it (--download)") from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return Images(name, data.classes, images, torch.tensor(data.targets), CIFAR10_STATISTICS if name == "cifar10" else CIFAR100_STATISTICS)
 

@@ -63,7 +63,7 @@ def _backward(ctx, grad):
 
 def _example() -> tuple:
     random = torch.Generator().manual_seed(0)
-    return tuple(torch.rand(k, 24, 2, dtype=torch.float64, generator=random).requires_grad_() for k in (3, 2)) + (0.01,)
+    return *(torch.rand(k, 24, 2, dtype=torch.float64, generator=random).requires_grad_() for k in (3, 2)), 0.01
 
 
 torch.library.register_autograd("pamkd::grs_hinge", _backward, setup_context=_setup, lib=LIB)

@@ -40,9 +40,8 @@ def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: Ce
         raise ValueError(f"mixed_cell: s1 is {'None' if s1 is None else 'given'}, but spec.inputs is {spec.inputs}")
     for name, tensor in (("s1", s1), ("weights", weights), ("mix", mix)):
         if tensor is not None and (tensor.dtype != s0.dtype or tensor.device != s0.device):
-            raise TypeError(
-                f"mixed_cell: {name} is {tensor.dtype} on {tensor.device} and s0 is {s0.dtype} on {s0.device}; convert them to one dtype and device"
-            )
+            found = f"{name} is {tensor.dtype} on {tensor.device} and s0 is {s0.dtype} on {s0.device}"
+            raise TypeError(f"mixed_cell: {found}; convert them to one dtype and device")
     if not s0.is_floating_point():
         raise TypeError(f"mixed_cell: s0 is {s0.dtype}; floating-point states are needed")
     for name, tensor in (("s0", s0), ("s1", s1)):

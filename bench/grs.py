@@ -1,0 +1,98 @@
+"""GRS forward and backward: `pamkd.ops.grs_loss` against two eager formulations and torch.compile of the better one."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench._harness import Bench, sgemm_rate
+from pamkd.ops import grs_loss
+
+CASES = [(64, 256, 64, 5), (256, 256, 4096, 5), (1024, 512, 65536, 5), (4096, 2048, 4096, 8)]
+EPS = 0.01
+
+
+def hinge(teacher: Tensor, student: Tensor) -> Tensor:
+    t, s = teacher[0] - teacher[1], student[0] - student[1]
+    return (torch.relu(EPS - t * s) * (t != 0)).sum()
+
+
+def gather_then_bmm(teacher: Tensor, student: Tensor, groups: Tensor) -> Tensor:
+    """Each group's rows are gathered, and its cosines are a batched matrix product."""
+    upper = torch.triu_indices(groups.shape[-1], groups.shape[-1], 1)
+
+    def similarity(e: Tensor) -> Tensor:
+        rows = F.normalize(e, dim=-1, eps=1e-8)[groups]  # [2, P, R, D]
+        return (rows @ rows.mT)[..., upper[0], upper[1]].amin(-1)
+
+    return hinge(similarity(teacher), similarity(student))
+
+
+def gram_then_index(teacher: Tensor, student: Tensor, groups: Tensor) -> Tensor:
+    """All cosines are one matrix product, and each group looks its own up."""
+    upper = torch.triu_indices(groups.shape[-1], groups.shape[-1], 1)
+
+    def similarity(e: Tensor) -> Tensor:
+        unit = F.normalize(e, dim=-1, eps=1e-8)
+        return (unit @ unit.T)[groups[..., upper[0]], groups[..., upper[1]]].amin(-1)
+
+    return hinge(similarity(teacher), similarity(student))
+
+
+def floor_seconds(n: int, d: int, pairs: int, r: int, rate: float) -> float:
+    """The matrix products that the cheaper way cannot do without, at the rate of sgemm: cosines forward, one pair's backward."""
+    cosines = min(n * n, 2 * pairs * r * (r - 1) // 2)
+    return 2 * 2 * d * (cosines + 2 * 2 * pairs) / rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compile-limit", type=float, default=120, help="seconds after which no further case is compiled; 0: none is")
+    bench = Bench("grs", parser, rounds=15)
+    rate = sgemm_rate()
+    print(f"sgemm: {rate / 1e9:.0f} GFLOP/s on {bench.options.threads} threads")
+    compiling = 0.0
+    for n, d, pairs, r in CASES:
+        random = torch.Generator().manual_seed(0)
+        teacher, student = (torch.randn(n, d, generator=random).requires_grad_() for _ in range(2))
+        groups = torch.rand(pairs, n, generator=random).topk(2 * r).indices.view(pairs, 2, r).transpose(0, 1).contiguous()
+        x, y = groups.contiguous()
+
+        def both(function: Callable[[], Tensor], teacher=teacher, student=student) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(function(), (teacher, student))
+
+        def ours(both=both, teacher=teacher, student=student, x=x, y=y):
+            return both(lambda: grs_loss(teacher, student, x, y, EPS))
+
+        peers = {
+            function.__name__.replace("_", " "): (lambda f=function, both=both, a=teacher, b=student, g=groups: both(lambda: f(a, b, g)))
+            for function in (gather_then_bmm, gram_then_index)
+        }
+        for name, peer in peers.items():
+            for one, other in zip(ours(), peer(), strict=True):
+                bench.require_close(name, one, other, rtol=1e-3)
+        if compiling < bench.options.compile_limit:
+            speed = {}
+            for name, peer in peers.items():
+                start = time.perf_counter()
+                peer()
+                speed[name] = time.perf_counter() - start
+            better = min(speed, key=speed.__getitem__)
+            compiled = torch.compile(globals()[better.replace(" ", "_")], fullgraph=True)
+            start = time.perf_counter()
+            both(lambda c=compiled, a=teacher, b=student, g=groups: c(a, b, g))
+            took = time.perf_counter() - start
+            compiling += took
+            peers[f"torch.compile {better}"] = lambda c=compiled, both=both, a=teacher, b=student, g=groups: both(lambda: c(a, b, g))
+            print(f"torch.compile of {better} took {took:.1f} s")
+        bench.time(f"N={n} D={d} pairs={pairs} R={r}", ours, peers, floor=floor_seconds(n, d, pairs, r, rate))
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
