@@ -12,7 +12,7 @@ from pamkd.report.markup import Markup, el
 from pamkd.spaces.genotype import Gene
 
 NODES_PER_LEVEL = 2  # keeps four boxes and the passing edges within a phone's width
-BOX, STATE, LANE = 68, 46, 8  # widths
+BOX, STATE, OUTER, LANE = 68, 46, 84, 8  # widths; OUTER: inputs and output
 BOX_HEIGHT, STATE_HEIGHT, GAP = 36, 28, 26
 SEPARATION = 12
 STARTS, SWEEPS = 12, 10
@@ -88,7 +88,10 @@ def draw_cell(title: str, genes: Sequence[Gene], concat: Sequence[int]) -> Marku
 
 
 def _width(item: Item) -> float:
-    return {"op": BOX, "lane": LANE}.get(item[0], STATE if item[0] == "state" else 74)
+    kind, index, _ = item
+    if kind == "state":
+        return OUTER if index < 2 else STATE
+    return {"op": BOX, "lane": LANE, "out": OUTER}[kind]
 
 
 def _height(item: Item) -> float:
@@ -240,7 +243,8 @@ def _shape(item: Item, x: float, top: float, height: float, genes: Sequence[Gene
     kind, index, _ = item
     middle = top + height / 2
     if kind == "state":
-        box = {"x": x - STATE / 2, "y": top, "width": STATE, "height": height, "rx": height / 2}
+        width = _width(item)
+        box = {"x": x - width / 2, "y": top, "width": width, "height": height, "rx": height / 2}
         return [el("rect", **box, class_=f"state c{index % COLORS}"), _state_label(x, middle, index)]
     if kind == "op":
         operation, state = genes[index]
@@ -248,13 +252,13 @@ def _shape(item: Item, x: float, top: float, height: float, genes: Sequence[Gene
         first, second = NAMES.get(operation, (operation.replace("_", " "), ""))
         tip = el("title", f"{operation} from {state_name(state)} to {state_name(index // 2 + 2)}")
         squeeze = {"textLength": BOX - 8, "lengthAdjust": "spacingAndGlyphs"} if len(first) > 10 else {}
-        words = [text(x, middle + (-3 if second else 4), first, text_anchor="middle", **squeeze)]
+        words = [text(x, middle + (-2 if second else 4), first, text_anchor="middle", class_="name", **squeeze)]
         if second:
-            words.append(text(x, middle + 13, second, text_anchor="middle"))
+            words.append(text(x, middle + 14, second, text_anchor="middle", class_="name"))
         return [el("g", tip, el("rect", **box, class_=f"op c{state % COLORS}"), *words)]
     if kind == "out":
-        box = {"x": x - 37, "y": top, "width": 74, "height": height, "rx": 6}
-        return [el("rect", **box, class_="out"), text(x, middle + 4, "c[k] concat", text_anchor="middle")]
+        box = {"x": x - OUTER / 2, "y": top, "width": OUTER, "height": height, "rx": 6}
+        return [el("rect", **box, class_="out"), text(x, middle + 4, "c[k] concat", text_anchor="middle", class_="name")]
     return [el("path", d=f"M{x:.1f} {top:.1f}v{height:.1f}", class_=f"wire c{index % COLORS}")]
 
 

@@ -92,10 +92,14 @@ def line_chart(
     low: float | None = None,
     high: float | None = None,
     marks: Sequence[tuple[float, str]] = (),
+    whole: bool = False,
     note: str | None = None,
     height: int = 230,
 ) -> Markup:
-    """Lines over epochs from 0 to `end`. `low` and `high` are values that the axis must include; marks are named moments."""
+    """Lines over epochs from 0 to `end`.
+
+    `low` and `high` are values that the axis must include, `whole` says that they are counts; marks are named moments.
+    """
     values = [y for line in lines for _, y in line.points if y is not None]
     if not values:
         return figure(title, el("p", "Nothing recorded.", class_="none"), note=note)
@@ -103,10 +107,10 @@ def line_chart(
     if top - bottom <= 1e-12 * max(1.0, abs(top)):
         pad = abs(top) * 0.1 or 0.5
         bottom, top = (bottom if low == bottom else bottom - pad), top + pad
-    y_ticks = ticks(bottom, top, 5)
+    y_ticks = ticks(bottom, top, 5, whole=whole)
     step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else top - bottom
     bottom, top = math.floor(bottom / step + 1e-9) * step, math.ceil(top / step - 1e-9) * step
-    y_ticks = ticks(bottom, top, round((top - bottom) / step))
+    y_ticks = ticks(bottom, top, round((top - bottom) / step), whole=whole)
     names = _labels(y_ticks)
     left, right, upper, lower = 14 + CHARACTER * max(map(len, names)), WIDTH - 12, 30, height - 38
 
@@ -126,17 +130,14 @@ def line_chart(
         parts.append(text(px(value), lower + 17, f"{value:.0f}", text_anchor="middle"))
     parts.append(el("path", d=f"M{left:.1f} {lower}H{right}", class_="axis"))
     parts.append(text((left + right) / 2, height - 5, "epoch", text_anchor="middle", class_="unit"))
-    for i, (x, name) in enumerate(marks):
-        parts.append(el("path", d=f"M{px(x):.1f} {upper - 4}V{lower}", class_="mark"))
-        near_end = px(x) > (left + right) / 2
-        where = {"text_anchor": "end"} if near_end else {}
-        parts.append(text(px(x) + (-4 if near_end else 4), upper + 8 + 14 * i, name, class_="unit", **where))
+    parts += [el("path", d=f"M{px(x):.1f} {upper - 4}V{lower}", class_="mark") for x, _ in marks]
     for line in sorted(lines, key=lambda line: not line.faint):
         parts += _draw(line, px, py)
     main = [line for line in lines if not line.faint] or lines
     said = "; ".join(f"{line.name}: {_story(line)}" for line in main)
     svg = image(WIDTH, height, title, f"{unit} over {end:.0f} epochs. {said}.", *parts)
-    return figure(title, legend([(line.name, line.style) for line in main]), svg, note=note)
+    moments = ", ".join(f"epoch {x + 1:.0f}: {name}" for x, name in marks)
+    return figure(title, legend([(line.name, line.style) for line in main], moments), svg, note=note)
 
 
 def _draw(line: Line, px, py) -> list[Markup]:
@@ -164,12 +165,15 @@ def _story(line: Line) -> str:
     return f"from {significant(known[0])} to {significant(known[-1])}, lowest {significant(min(known))}, highest {significant(max(known))}"
 
 
-def legend(entries: Sequence[tuple[str, int]]) -> Markup:
+def legend(entries: Sequence[tuple[str, int]], moments: str = "") -> Markup:
     items = []
     for name, style in entries:
         dash = DASHES[style % len(DASHES)] or None
         swatch = el("path", d="M1 6H25", class_=f"line c{style % COLORS}", stroke_dasharray=dash)
         items.append(el("li", el("svg", swatch, viewBox="0 0 26 12", width=26, height=12, aria_hidden="true"), name))
+    if moments:
+        mark = el("path", d="M6 0V12", class_="mark")
+        items.append(el("li", el("svg", mark, viewBox="0 0 12 12", width=12, height=12, aria_hidden="true"), moments))
     return el("ul", *items, class_="legend")
 
 
@@ -187,7 +191,7 @@ def heat_map(
     same = len({tuple(panel.rows) for panel in panels}) == 1
     across = 2 if same and len(panels) > 1 else 1
     left = 10 + CHARACTER * 0.92 * max((len(name) for panel in panels for name in panel.rows), default=0)
-    gap, row_height = 12, 13
+    gap, row_height = 12, 14
     width = (WIDTH - 4 - left - gap * (across - 1)) / across
     parts: list[Markup] = []
     frames: list[Markup] = []  # over the colours

@@ -13,7 +13,7 @@ class Markup(str):
     __slots__ = ()
 
 
-def el(name: str, *children: object, **attributes: object) -> Markup:
+def el(name: str, /, *children: object, **attributes: object) -> Markup:
     """`<name attributes>children</name>`; `class_` and `stroke_width` mean class and stroke-width, None leaves one out."""
     words = [name]
     for key, value in attributes.items():
@@ -34,7 +34,10 @@ def _plain(value: object) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.{digits - 1}e}"
+    size = abs(value)
+    if size >= 1e5 or 0 < size < 1e-3:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.0f}" if size >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def duration(seconds: float) -> str:
@@ -42,9 +45,13 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest} s"
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
 
 
 def millions(count: float) -> str:
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k" if count >= 1e3 else f"{count:.0f}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

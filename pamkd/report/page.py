@@ -9,7 +9,7 @@ from typing import Any
 
 from pamkd.report.cells import draw_cell, operation_name, state_name
 from pamkd.report.charts import Line, Panel, Point, heat_map, line_chart, table, thin
-from pamkd.report.markup import Markup, duration, el, join, millions, significant
+from pamkd.report.markup import Markup, duration, el, join, millions, plural, significant
 from pamkd.report.run_folder import Run, entry, matrix, number, numbers
 from pamkd.report.style import style
 from pamkd.spaces.genotype import Genotype
@@ -38,7 +38,7 @@ def page(run: Run) -> str:
         el("title", f"pamkd: {title}"),
         el("style", Markup(style())),
     )
-    started = run.manifest.get("started")
+    started = str(run.manifest.get("started", "")).replace("T", " ").replace("+00:00", " UTC")
     about = " · ".join([_what(run), f"seed {_seeds(run)}", *([f"started {started}"] if started else [])])
     top = el("header", el("h1", title), el("p", about, class_="soft"), links)
     foot = el("footer", f"Written by pamkd {__version__} from {run.folder.resolve()}. This page loads nothing from anywhere.")
@@ -48,9 +48,8 @@ def page(run: Run) -> str:
 def _what(run: Run) -> str:
     if run.is_evaluation:
         return "evaluation of an architecture"
-    learners = f"{run.learners} learners" if run.learners != 1 else "1 learner"
     order = {"first": "first-order", "second": "second-order"}.get(run.config.get("order"), "")
-    return f"{order} search in the space {run.config.get('space', '?')} with {learners}".strip()
+    return f"{order} search in the space {run.config.get('space', '?')} with {plural(run.learners, 'learner')}".strip()
 
 
 def _seeds(run: Run) -> str:
@@ -106,11 +105,10 @@ def _unfinished(run: Run) -> list[str]:
     if run.result:
         return []
     if run.is_evaluation:
-        done = len(run.epochs)
         seeds = run.config.get("seeds")
-        total = f"{epochs} epochs for each of {len(seeds)} seeds" if isinstance(seeds, list) else f"{epochs} epochs"
-        return [f"Unfinished: {done} epochs of {total} are done."]
-    return [f"The search is unfinished: {len(run.epochs)} of {epochs} epochs are done; what it found so far may change."]
+        total = f"{epochs} epochs for each of {plural(len(seeds), 'seed')}" if isinstance(seeds, list) else f"{epochs} epochs"
+        return [f"Unfinished: {plural(len(run.epochs), 'epoch')} done of {total}."]
+    return [f"The search is unfinished: {len(run.epochs)} of {epochs} epochs done; what it found so far may change."]
 
 
 def _gaps(run: Run) -> list[str]:
@@ -120,7 +118,7 @@ def _gaps(run: Run) -> list[str]:
         bad = [row["epoch"] + 1 for row in run.epochs if numbers(row.get("valid_loss"), run.learners)[k] is None]
         if bad:
             found.append(
-                f"Learner {k} has no finite validation loss in {len(bad)} epochs, first in epoch {bad[0]}; curves have gaps there."
+                f"Learner {k}: no finite validation loss in {plural(len(bad), 'epoch')}, first in epoch {bad[0]}; its curves have gaps."
             )
     return found
 
@@ -157,9 +155,9 @@ def _facts(run: Run) -> Markup:
     if not run.is_evaluation:
         seconds = _seconds(run)
         days = f" · {seconds / 86400:.2f} device days" if seconds >= 3600 else ""
-        note = f"{len(run.epochs)} epochs, steps alone{days}"
+        note = f"{plural(len(run.epochs), 'epoch')}, steps alone{days}"
         facts.append(("Search time", duration(seconds) if seconds else "–", note))
-        genotype, learner = _retained(run)
+        _, learner = _retained(run)
         if learner is not None:
             last = run.epochs[-1] if run.epochs else {}
             loss = numbers(run.result.get("valid_loss", last.get("valid_loss")), run.learners)
@@ -168,9 +166,7 @@ def _facts(run: Run) -> Markup:
                 ("Best learner" if run.result else "Best so far", f"learner {learner}", f"validation loss {_shown(entry(loss, learner))}")
             )
             facts.append(("Validation accuracy", _percent(entry(accuracy, learner)), f"of learner {learner}'s supernet"))
-        if genotype is not None:
-            facts.append(("Skip connections", str(genotype.skips), f"of {len(genotype.normal + genotype.reduce)} operations"))
-    items = [el("div", el("dt", name), el("dd", value, el("small", note))) for name, value, note in facts]
+    items = [el("div", el("dt", name), el("dd", value), el("dd", note, class_="more")) for name, value, note in facts]
     return el("dl", *items, class_="facts")
 
 
@@ -217,8 +213,8 @@ def _learner_table(run: Run) -> Markup:
     for k in range(count):
         name = join(f"learner {k}", *([" ", el("b", "retained" if run.result else "best so far")] if k == best else []))
         rows.append((name, _shown(loss[k]), _percent(accuracy[k]), _shown(skips[k]), _shown(entropy[k], 3)))
-    head = ("", "validation loss", "validation accuracy", "skips", "entropy of the weights (nats)")
-    return table(head, rows, caption=f"Learners after epoch {row['epoch'] + 1}")
+    head = ("", "loss", "accuracy", "skips", "entropy")
+    return table(head, rows, caption=f"Validation of W after epoch {row['epoch'] + 1}")
 
 
 def _seed_table(run: Run) -> Markup:
@@ -235,7 +231,7 @@ def _seed_table(run: Run) -> Markup:
         trained = "–" if epoch is None else str(epoch + 1)
         cells = (_percent(test), _percent(number(row.get("train_error"))), trained, duration(seconds) if seconds else "–")
         rows.append((f"seed {seed}", *cells))
-    return table(("", "test error", "training error", "epochs", "training time"), rows, caption="Evaluation by seed") if rows else join()
+    return table(("", "test", "training", "epochs", "time"), rows, caption="Error by seed") if rows else join()
 
 
 def _genotype_text(genotype: Genotype | None) -> Markup:
@@ -303,12 +299,12 @@ def _by_epoch(run: Run, name: str, learner: int, scale: float = 1.0) -> list[Poi
 
 def _marks(run: Run) -> list[tuple[float, str]]:
     """Where a phase other than the first begins."""
-    names = {"warmup-w": "V and W train", "search": "search starts"}
+    names = {"warmup-w": "W trains too", "search": "architectures move"}
     marks, before = [], None
     for row in run.epochs:
-        phase = row.get("phase")
+        phase = str(row.get("phase") or "–")
         if before is not None and phase != before:
-            marks.append((row["epoch"], names.get(phase, str(phase))))
+            marks.append((row["epoch"], names.get(phase, phase)))
         before = phase
     return marks
 
@@ -419,7 +415,7 @@ def _flow_table(weights: list, shares: list, high: float) -> Markup:
     count = len(weights[0])
     rows = []
     for k in range(count):
-        cells: list[object] = [f"learner {k} is taught"]
+        cells: list[object] = [f"learner {k}"]
         for j in range(count):
             w = [epoch[k][j] for epoch in weights if epoch[k][j] is not None]
             s = [epoch[k][j] for epoch in shares if epoch[k][j] is not None]
@@ -428,8 +424,8 @@ def _flow_table(weights: list, shares: list, high: float) -> Markup:
             else:
                 cells.append(f"{significant(sum(w) / len(w), 2)} ({100 * sum(s) / len(s):.0f} %)")
         rows.append(cells)
-    head = ("", *(f"by learner {j}" for j in range(count)))
-    return table(head, rows, caption="Mean weight (share of steps)")
+    head = ("", *(f"by {j}" for j in range(count)))
+    return table(head, rows, caption="Taught with mean weight h(d), in how many steps")
 
 
 # --- Architecture weights
@@ -453,7 +449,7 @@ def _weights(run: Run) -> Markup:
         ("Skip connections in the genotype", "number in both cells", "skips"),
     ):
         lines = [Line(f"learner {k}", _by_epoch(run, name, k), k) for k in learners]
-        charts.append(line_chart(title, unit, lines, end=end, low=0 if name == "skips" else None, marks=marks))
+        charts.append(line_chart(title, unit, lines, end=end, low=0 if name == "skips" else None, whole=name == "skips", marks=marks))
     parts = [
         el("p", "Softmax of the alphas. Falling entropy: edges decide. Many skip connections: the search may be collapsing."),
         el("div", *charts, class_="grid"),
@@ -528,7 +524,7 @@ def _epoch_table(run: Run) -> Markup:
     rows = []
     for row in chosen:
         columns = [[None if v is None else scale * v for v in numbers(row.get(name), count)] for _, name, scale in names]
-        rows.append((row["epoch"] + 1, row.get("phase", "–"), *(_shown(column[k]) for k in range(count) for column in columns)))
+        rows.append((row["epoch"] + 1, row.get("phase") or "–", *(_shown(column[k]) for k in range(count) for column in columns)))
     note = "Validation values of W; the number names the learner." + (
         "" if step == 1 else f" Every {step}th epoch; all are in metrics.jsonl."
     )
@@ -543,11 +539,11 @@ def _settings(run: Run, evaluation: Run | None, name: str) -> Markup:
         values = getattr(source, name) if source is not None else {}
         if values:
             rows = [(key, _plain(value)) for key, value in _flat(values)]
-            parts += [el("h3", title)] if title else []
-            parts.append(el("div", table(("name", "value"), rows, numeric=False), class_="plain"))
+            head = [el("h3", title)] if title else []
+            parts.append(el("div", *head, table(("name", "value"), rows, numeric=False), class_="plain"))
         elif source is not None:
             parts.append(el("p", f"{title or 'Run'}: not recorded.", class_="none"))
-    return join(*parts)
+    return el("div", *parts, class_="pair")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

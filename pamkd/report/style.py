@@ -35,6 +35,7 @@ html{-webkit-text-size-adjust:100%;text-size-adjust:100%;scroll-padding-top:1rem
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main,header,footer{max-width:1240px;margin:0 auto;padding:0 16px}
 header{padding-top:28px}
+header p{max-width:none}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .3rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.4rem 0 .8rem;padding-bottom:.3rem;border-bottom:1px solid var(--rule)}
 h3{font-size:1rem;margin:1.4rem 0 .6rem}
@@ -47,12 +48,14 @@ nav a{padding:.25rem 0}
 .notice{background:var(--note);border-left:4px solid var(--note-rule);border-radius:6px;padding:.7rem 1rem;margin:1.2rem 0}
 .notice ul{margin:.2rem 0;padding-left:1.2rem}
 .notice li{overflow-wrap:anywhere}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,165px),1fr));gap:12px;margin:1.2rem 0}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;margin:1.2rem 0}
 .facts div,figure{background:var(--card);border:1px solid var(--rule);border-radius:10px;margin:0}
-.facts div{padding:12px 14px}
+.facts div{padding:10px 12px}
 .facts dt{color:var(--soft);font-size:.875rem}
-.facts dd{margin:0;font-size:1.3rem;font-weight:650;font-variant-numeric:tabular-nums;line-height:1.3}
-.facts dd small{display:block;font-size:.8125rem;font-weight:400;color:var(--soft)}
+.facts dd{margin:0;font-size:1.1rem;font-weight:650;font-variant-numeric:tabular-nums;line-height:1.35}
+.facts div:first-child{grid-column:span 2}
+.facts div:first-child dd{font-size:1.6rem}
+.facts dd.more,.facts div:first-child dd.more{font-size:.8125rem;font-weight:400;color:var(--soft)}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,350px),1fr));gap:14px;align-items:start}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,350px),480px));gap:14px;align-items:start}
 figure{padding:12px 12px 10px;min-width:0}
@@ -66,8 +69,9 @@ figure .legend svg{display:inline-block;width:26px;height:12px;flex:none}
 svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:var(--ink)}
 svg .unit{fill:var(--soft)}
 svg .small{font-size:11px;fill:var(--soft)}
-svg .strong{font-weight:650}
+svg .strong{font-weight:650;font-size:13px}
 svg .kept{font-weight:650}
+svg .name{font-size:13px}
 .rule,.axis,.mark,.line,.wire{fill:none}
 .rule{stroke:var(--rule);stroke-width:1}
 .axis{stroke:var(--soft)}
@@ -90,9 +94,11 @@ th,td{padding:6px 12px;text-align:left;vertical-align:top;border-bottom:1px soli
 tbody tr:last-child>*{border-bottom:0}
 thead th{color:var(--soft);font-weight:600;font-size:.8125rem}
 tbody th{font-weight:500}
-.numeric td,.numeric thead th:not(:first-child){text-align:right;white-space:nowrap}
+.numeric td,.numeric th{white-space:nowrap}
+.numeric td,.numeric thead th:not(:first-child){text-align:right}
+.plain{min-width:0}
+.plain th,.plain td{padding:3px 12px}
 .plain td{overflow-wrap:anywhere;min-width:8rem}
-.plain{max-width:100%}
 code,pre{font:.8125rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:10px 12px;
 white-space:pre-wrap;overflow-wrap:anywhere;margin:.6rem 0}
