@@ -40,22 +40,8 @@ def state_name(state: int) -> str:
     return ("c[k−2]", "c[k−1]")[state] if state < 2 else f"node {state - 2}"
 
 
-def check_cell(genes: Sequence[Gene], concat: Sequence[int]) -> str | None:
-    """What makes a cell impossible to draw."""
-    if len(genes) % 2 or not genes:
-        return f"it has {len(genes)} edges; needed are two for each node"
-    for i, (_, state) in enumerate(genes):
-        if not 0 <= state < i // 2 + 2:
-            return f"node {i // 2} takes state {state}, which does not come before it"
-    wrong = [state for state in concat if not 0 <= state < len(genes) // 2 + 2]
-    return f"it concatenates state {wrong[0]}, which does not exist" if wrong else None
-
-
 def draw_cell(title: str, genes: Sequence[Gene], concat: Sequence[int]) -> Markup:
     """A figure of one cell; see `Genotype` for the arguments."""
-    problem = check_cell(genes, concat)
-    if problem:
-        return figure(title, el("p", f"This cell cannot be drawn: {problem}.", class_="none"))
     ranks, edges = _graph(genes, concat)
     order = _order(ranks, edges)
     place = _coordinates(order, edges)
