@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
+
+define("mixed_cell_forward(Tensor s0, Tensor? s1, Tensor weights, Tensor mix, int[] spec, bool keep) -> (Tensor, Tensor, Tensor)")
+define(
+    "mixed_cell_backward(Tensor grad, Tensor s0, Tensor? s1, Tensor weights, Tensor mix, Tensor nodes, Tensor first_halves, "
+    "Tensor statistics, int[] spec, bool need_s0, bool need_s1, bool need_weights, bool need_mix) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
@@ -32,7 +39,56 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     Source: Liu et al., DARTS: Differentiable Architecture Search (ICLR 2019), equation 2 and the published cell.
     """
     _check(s0, s1, weights, mix, spec)
-    return reference.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
+    if s0.dtype != torch.float32 or not has_kernel("mixed_cell", s0):
+        return reference.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
+    nodes, _, _ = torch.ops.pamkd.mixed_cell_forward(s0, s1, weights, mix, spec.encode(), keep)
+    return nodes if spec.output == "concat" else nodes[:, -spec.channels :].contiguous(memory_format=torch.channels_last)
+
+
+def _sizes(s0: Tensor, spec: CellSpec) -> tuple[int, int, int]:
+    """Height and width of the nodes, and the elements of one node-sized map, whose channels are padded to blocks of 8."""
+    stride = 2 if spec.reduction else 1
+    h, w = (s0.shape[2] + stride - 1) // stride, (s0.shape[3] + stride - 1) // stride
+    return h, w, s0.shape[0] * h * w * _lanes(spec)
+
+
+def _lanes(spec: CellSpec) -> int:
+    return (spec.op_channels + 7) // 8 * 8
+
+
+@torch.library.register_fake("pamkd::mixed_cell_forward", lib=LIB)
+def _(s0, s1, weights, mix, spec, keep):
+    cell = CellSpec.decode(spec)
+    h, w, size = _sizes(s0, cell)
+    nodes = s0.new_empty(s0.shape[0], h, w, cell.nodes * cell.channels).permute(0, 3, 1, 2)
+    separable = sum(name.startswith("sep_conv") for names in cell.candidates for name in names)
+    states = cell.inputs + cell.nodes
+    return nodes, s0.new_empty(separable * size if keep else 0), s0.new_empty((cell.edges * cell.columns + states) * 4 * _lanes(cell))
+
+
+@torch.library.register_fake("pamkd::mixed_cell_backward", lib=LIB)
+def _(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0, need_s1, need_weights, need_mix):
+    n, c, h, w = s0.shape
+    state0, state1 = (s0.new_empty(n, h, w, c).permute(0, 3, 1, 2) if need else s0.new_empty(0) for need in (need_s0, need_s1))
+    return state0, state1, s0.new_empty(weights.shape if need_weights else 0), s0.new_empty(mix.shape if need_mix else 0)
+
+
+def _setup(ctx, inputs, output):
+    s0, s1, weights, mix, ctx.spec, ctx.keep = inputs
+    ctx.save_for_backward(s0, s1, weights, mix, *output)
+
+
+def _backward(ctx, grad, _first_halves, _statistics):
+    if not ctx.keep:
+        raise RuntimeError("pamkd::mixed_cell_forward: nothing was kept for backward; call it with keep=True, or pamkd.ops.mixed_cell")
+    need = ctx.needs_input_grad[:4]
+    grads = torch.ops.pamkd.mixed_cell_backward(grad, *ctx.saved_tensors, ctx.spec, *need)
+    return *(g if needed else None for g, needed in zip(grads, need, strict=True)), None, None
+
+
+torch.library.register_autograd("pamkd::mixed_cell_forward", _backward, setup_context=_setup, lib=LIB)
+deny_double_backward("pamkd::mixed_cell_backward", "use pamkd.reference.mixed_cell.mixed_cell")
 
 
 def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> None:
@@ -53,3 +109,21 @@ def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: Ce
         raise ValueError(f"mixed_cell: weights has shape {tuple(weights.shape)}; the spec's flat slice is [{spec.num_weights}]")
     if tuple(mix.shape) != (spec.edges, spec.columns):
         raise ValueError(f"mixed_cell: mix has shape {tuple(mix.shape)}; the spec needs [{spec.edges}, {spec.columns}]")
+    if spec.reduction and spec.partial > 1 and (s0.shape[2] % 2 or s0.shape[3] % 2):
+        raise ValueError(
+            f"mixed_cell: states of {s0.shape[2]} x {s0.shape[3]} in a reduction cell with partial channels; "
+            "the 2x2 max pool of the bypassing channels needs even sizes"
+        )
+
+
+def _example() -> tuple:
+    generator = torch.Generator().manual_seed(0)
+    ops = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+    spec = CellSpec(channels=6, candidates=(ops,) * 5, nodes=2)
+    states = [torch.randn(2, 6, 7, 7, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    weights = (torch.randn(spec.num_weights, generator=generator, dtype=torch.float64) * 0.3).requires_grad_()
+    mix = torch.randn(spec.edges, spec.columns, generator=generator, dtype=torch.float64).softmax(1).requires_grad_()
+    return *states, weights, mix, spec
+
+
+register(mixed_cell, reference.mixed_cell, _example, cpu="C++")

@@ -1,0 +1,212 @@
+// The steps of a mixed cell that forward and backward share.
+#pragma once
+
+#include "cpu/cell_plan.h"
+
+namespace pamkd {
+
+constexpr double kEpsilon = 1e-5;  // of every BatchNorm in a search cell
+
+// One candidate in work: its maps over the whole batch.
+template <class T>
+struct Job {
+  const Conv* conv;
+  T* q = nullptr;  // first half's output, separable convolutions only
+  T* z;
+};
+
+template <class T>
+struct Scratch {
+  Tile<T> tile, inner;  // rectified state, rectified and normalised first half
+  Buffer<T> d;          // output of a depthwise convolution or gathered taps
+};
+
+template <class T>
+class CellRun {
+ public:
+  const CellPlan& plan;
+  const CellSpec& spec;
+  const Kernels<T> k = kernels<T>();
+  const Shares shares;
+  const T* weights;
+  const T* mix;
+  T* statistics;  // [edges * columns + states][4][lanes]
+
+  CellRun(const CellPlan& p, const T* weights_, const T* mix_, T* statistics_)
+      : plan(p), spec(p.spec), shares(p.n), weights(weights_), mix(mix_), statistics(statistics_) {}
+
+  T weight(Index edge, Index column) const { return mix[edge * spec.columns + column]; }
+  bool active(Index edge, Index column) const { return weight(edge, column) != 0 && spec.edges[edge].candidates[column].op != Op::none; }
+  // Mean (part 0, 2) and 1 / deviation (part 1, 3): first half and output of a candidate; max and average pool of a state.
+  T* statistic(Index edge, Index column, int part) const { return statistics + ((edge * spec.columns + column) * 4 + part) * plan.lanes; }
+  T* pool_statistic(Index state, int part) const {
+    return statistics + ((Index(spec.edges.size()) * spec.columns + state) * 4 + part) * plan.lanes;
+  }
+
+  // Moments of `slots` maps, image by image; combined in double by Chan's rule, so that the deviation of the mean counts.
+  class Moments {
+   public:
+    Moments(const CellRun& run, Index slots) : run_(run), values_(slots * run.plan.n * 2 * run.plan.lanes) {}
+    void take(Index slot, Index image, const T* map, Index pixels) const {
+      double* at = of(slot, image);
+      run_.k.pass.moments(map, run_.plan.groups, pixels, at, at + run_.plan.lanes);
+    }
+    void finish(Index slot, Index pixels, T* mean, T* scale) const {
+      const Index n = run_.plan.n, lanes = run_.plan.lanes;
+      for (Index c = 0; c < lanes; c++) {
+        double total = 0, squares = 0;
+        for (Index i = 0; i < n; i++) total += of(slot, i)[c];
+        total /= n;
+        for (Index i = 0; i < n; i++) {
+          const double shift = of(slot, i)[c] - total;
+          squares += of(slot, i)[lanes + c] + pixels * shift * shift;
+        }
+        mean[c] = T(total);
+        scale[c] = T(1 / std::sqrt(squares / (double(n) * pixels) + kEpsilon));
+      }
+    }
+
+   private:
+    double* of(Index slot, Index image) const { return values_.get() + (slot * run_.plan.n + image) * 2 * run_.plan.lanes; }
+    const CellRun& run_;
+    Buffer<double> values_;
+  };
+
+  std::vector<Scratch<T>> scratch(Index h, Index w) const {
+    Index taps = 1;
+    for (const EdgePlan& edge : plan.edges)
+      for (const Conv& conv : edge.convs) taps = conv.taps > taps ? conv.taps : taps;
+    std::vector<Scratch<T>> all;
+    for (Index i = 0; i < shares.count(); i++)
+      all.push_back({Tile<T>(plan.groups, h, w, kFrame), Tile<T>(plan.groups, plan.node_h, plan.node_w, 2),
+                     Buffer<T>(plan.node_pixels() * plan.lanes * taps)});
+    return all;
+  }
+
+  void fill_tile(const Tile<T>& tile, const T* x) const {
+    k.pass.fill(x, nullptr, nullptr, true, tile.from(0), plan.groups, tile.h, tile.w);
+  }
+  void fill_inner(const Tile<T>& tile, Index edge, const Conv& conv, const T* q) const {
+    k.pass.fill(q, statistic(edge, conv.column, 0), statistic(edge, conv.column, 1), true, tile.from(0), plan.groups, tile.h, tile.w);
+  }
+
+  static Index tap_y(const Conv& conv, Index t) { return conv.op == Op::nor_3 ? t / 3 - 1 : t; }
+  static Index tap_x(const Conv& conv, Index t) { return conv.op == Op::nor_3 ? t % 3 - 1 : t; }
+
+  // d of one half of a convolution, from its tile.
+  void depthwise(const Conv& conv, int half, const T* packed, const Tile<T>& tile, Index stride, T* d) const {
+    const Index h = plan.node_h, w = plan.node_w;
+    if (!conv.gathered) {
+      const Index pad = conv.dilation * (conv.k / 2);
+      k.stencil.depthwise(conv.k, conv.dilation, stride, false, tile.read(pad), packed + conv.dw[half], dense(d, h, w), plan.groups, h, w);
+      return;
+    }
+    for (Index t = 0; t < conv.taps; t++)
+      for (Index g = 0; g < plan.groups; g++)
+        for (Index i = 0; i < h; i++) {
+          const Map<const T> from = tile.read(0);
+          const T* row = from.data + g * from.group + (i * stride + tap_y(conv, t)) * from.row + tap_x(conv, t) * kBlock;
+          for (Index j = 0; j < w; j++, d += kBlock) std::memcpy(d, row + j * stride * kBlock, kBlock * sizeof(T));
+        }
+  }
+
+  void product(const Conv& conv, int half, const T* packed, const T* d, T* z) const {
+    const Index h = plan.node_h, w = plan.node_w;
+    k.pointwise.product(d, h * w * kBlock, plan.groups * conv.taps, packed + conv.pw[half], dense(z, h, w), plan.groups, h, w);
+  }
+
+  // q and z of candidates that leave the blocked state x [n, groups, h, w, 8], and their statistics.
+  void run(Index edge, const std::vector<Job<T>>& jobs, const T* packed, const T* x, const std::vector<Scratch<T>>& scratch) const {
+    if (jobs.empty()) return;
+    const Index stride = spec.edges[edge].stride, image = plan.node_pixels() * plan.lanes, pixels = plan.node_pixels();
+    const Index from = scratch[0].tile.h * scratch[0].tile.w * plan.lanes;
+    Moments moments(*this, jobs.size());
+    bool second = false;
+    shares.each([&](Index share, Index i) {
+      const Scratch<T>& s = scratch[share];
+      fill_tile(s.tile, x + i * from);
+      for (size_t j = 0; j < jobs.size(); j++) {
+        T* to = (jobs[j].conv->separable ? jobs[j].q : jobs[j].z) + i * image;
+        depthwise(*jobs[j].conv, 0, packed, s.tile, stride, s.d.get());
+        product(*jobs[j].conv, 0, packed, s.d.get(), to);
+        moments.take(j, i, to, pixels);
+      }
+    });
+    for (size_t j = 0; j < jobs.size(); j++) {
+      const int part = jobs[j].conv->separable ? 0 : 2;
+      moments.finish(j, pixels, statistic(edge, jobs[j].conv->column, part), statistic(edge, jobs[j].conv->column, part + 1));
+      second |= jobs[j].conv->separable;
+    }
+    if (!second) return;
+    shares.each([&](Index share, Index i) {
+      const Scratch<T>& s = scratch[share];
+      for (size_t j = 0; j < jobs.size(); j++) {
+        if (!jobs[j].conv->separable) continue;
+        fill_inner(s.inner, edge, *jobs[j].conv, jobs[j].q + i * image);
+        depthwise(*jobs[j].conv, 1, packed, s.inner, 1, s.d.get());
+        product(*jobs[j].conv, 1, packed, s.d.get(), jobs[j].z + i * image);
+        moments.take(j, i, jobs[j].z + i * image, pixels);
+      }
+    });
+    for (size_t j = 0; j < jobs.size(); j++)
+      if (jobs[j].conv->separable)
+        moments.finish(j, pixels, statistic(edge, jobs[j].conv->column, 2), statistic(edge, jobs[j].conv->column, 3));
+  }
+
+  // Which pools any edge that leaves the state uses: bit 0 max, bit 1 average. `all`: also those of weight 0.
+  int pools(Index state, bool all) const {
+    int found = 0;
+    for (size_t e = 0; e < spec.edges.size(); e++)
+      for (size_t o = 0; spec.edges[e].source == state && o < spec.edges[e].candidates.size(); o++) {
+        const Op op = spec.edges[e].candidates[o].op;
+        if (all || active(e, o)) found |= op == Op::max_pool ? 1 : op == Op::avg_pool ? 2 : 0;
+      }
+    return found;
+  }
+
+  // 1 / samples under each window of the average pool.
+  Buffer<T> pool_scale(Index h, Index w, Index stride) const {
+    Buffer<T> scale(plan.node_pixels());
+    const auto samples = [](Index at, Index size) { return 1 + (at > 0) + (at + 1 < size); };
+    for (Index i = 0; i < plan.node_h; i++)
+      for (Index j = 0; j < plan.node_w; j++)
+        scale.get()[i * plan.node_w + j] = T(1) / T(samples(i * stride, h) * samples(j * stride, w));
+    return scale;
+  }
+
+  // Pooled maps of state x and their statistics; maps[0] max, maps[1] average, either may be null.
+  void run_pools(Index state, T* const* maps, const T* x, Index stride) const {
+    const Index h = plan.state_h(state), w = plan.state_w(state), image = plan.node_pixels() * plan.lanes;
+    const Buffer<T> scale = pool_scale(h, w, stride);
+    std::vector<Tile<T>> low, zero;
+    for (Index i = 0; i < shares.count(); i++) {
+      low.emplace_back(plan.groups, h, w, 1, -std::numeric_limits<T>::infinity());
+      zero.emplace_back(plan.groups, h, w, 1);
+    }
+    Moments moments(*this, 2);
+    shares.each([&](Index share, Index i) {
+      for (int pool = 0; pool < 2; pool++) {
+        if (!maps[pool]) continue;
+        const Tile<T>& tile = pool ? zero[share] : low[share];
+        k.pass.fill(x + i * h * w * plan.lanes, nullptr, nullptr, false, tile.from(0), plan.groups, h, w);
+        const Map<T> to = dense(maps[pool] + i * image, plan.node_h, plan.node_w);
+        if (pool)
+          k.stencil.avg_pool(stride, tile.read(1), scale.get(), to, plan.groups, plan.node_h, plan.node_w);
+        else
+          k.stencil.max_pool(stride, tile.read(1), to, plan.groups, plan.node_h, plan.node_w);
+        moments.take(pool, i, maps[pool] + i * image, plan.node_pixels());
+      }
+    });
+    for (int pool = 0; pool < 2; pool++)
+      if (maps[pool]) moments.finish(pool, plan.node_pixels(), pool_statistic(state, pool * 2), pool_statistic(state, pool * 2 + 1));
+  }
+
+  // Partial channels: channel o of a node is channel o / k of the mixture where o % k == 0, else of the bypass.
+  bool mixes(Index channel) const { return channel % spec.partial == 0; }
+  Index place(Index channel) const {
+    const Index g = channel % spec.partial, j = channel / spec.partial;
+    return g == 0 ? j : (g - 1) * plan.c + j;
+  }
+};
+
+}  // namespace pamkd

@@ -1,0 +1,110 @@
+// pamkd::mixed_cell_forward and pamkd::mixed_cell_backward on the CPU.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "cpu/cell_backward.h"
+#include "cpu/cell_forward.h"
+
+namespace pamkd {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void check(const Tensor& tensor, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
+  bool fits = tensor.dim() == int64_t(shape.size()) && tensor.scalar_type() == type;
+  Index axis = 0;
+  for (int64_t size : shape) fits = fits && (size < 0 || tensor.size(axis) == size), axis++;
+  if (!fits) throw std::invalid_argument(std::string("mixed_cell: ") + name + " does not fit the encoded spec or the other tensors");
+}
+
+// The dense rows [n, h, w, channels] of a channels_last map.
+Tensor rows(const Tensor& map) { return torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast); }
+
+Tensor empty_like_map(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+template <class F>
+auto with_type(const Tensor& tensor, const F& f) {
+  if (tensor.scalar_type() == ScalarType::Double) return f(double{});
+  if (tensor.scalar_type() == ScalarType::Float) return f(float{});
+  throw std::invalid_argument("mixed_cell: the compiled operation takes float32 and float64");
+}
+
+CellPlan make_plan(const CellSpec& spec, const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights, const Tensor& mix) {
+  check(s0, "s0", s0.scalar_type(), {-1, spec.channels, -1, -1});
+  if (s1.has_value() != (spec.inputs == 2)) throw std::invalid_argument("mixed_cell: s1 is given exactly where the spec has two inputs");
+  if (s1) check(*s1, "s1", s0.scalar_type(), {s0.size(0), spec.channels, s0.size(2), s0.size(3)});
+  check(weights, "weights", s0.scalar_type(), {spec.num_weights});
+  check(mix, "mix", s0.scalar_type(), {int64_t(spec.edges.size()), spec.columns});
+  if (s0.numel() == 0) throw std::invalid_argument("mixed_cell: s0 is empty");
+  return CellPlan(spec, s0.size(0), s0.size(2), s0.size(3));
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights, const Tensor& mix,
+                                           std::vector<int64_t> code, bool keep) {
+  const CellSpec spec(code);
+  const CellPlan plan = make_plan(spec, s0, s1, weights, mix);
+  const Tensor x0 = rows(s0), x1 = s1 ? rows(*s1) : x0, flat = torch::stable::contiguous(weights), mixture = torch::stable::contiguous(mix);
+  Tensor out = empty_like_map(s0, {plan.n, spec.nodes * spec.channels, plan.node_h, plan.node_w});
+  Tensor q = torch::stable::new_empty(s0, {keep ? plan.separable * plan.map() : 0});
+  Tensor statistics = torch::stable::new_empty(s0, {plan.statistics()});
+  with_type(s0, [&](auto zero) {
+    using T = decltype(zero);
+    std::memset(data<T>(statistics), 0, plan.statistics() * sizeof(T));
+    const CellRun<T> run(plan, data<T>(flat), data<T>(mixture), data<T>(statistics));
+    const T* const inputs[2] = {data<T>(x0), data<T>(x1)};
+    cell_forward<T>(run, inputs, data<T>(out), keep ? data<T>(q) : nullptr);
+  });
+  return {out, q, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights,
+                                                    const Tensor& mix, const Tensor& out, const Tensor& q, const Tensor& statistics,
+                                                    std::vector<int64_t> code, bool need_s0, bool need_s1, bool need_weights, bool need_mix) {
+  const CellSpec spec(code);
+  const CellPlan plan = make_plan(spec, s0, s1, weights, mix);
+  for (const Tensor& map : {grad, out})
+    check(map, "grad", s0.scalar_type(), {plan.n, spec.nodes * spec.channels, plan.node_h, plan.node_w});
+  check(q, "q", s0.scalar_type(), {plan.separable * plan.map()});
+  check(statistics, "statistics", s0.scalar_type(), {plan.statistics()});
+  const Tensor x0 = rows(s0), x1 = s1 ? rows(*s1) : x0, g = rows(grad), y = rows(out);
+  const Tensor flat = torch::stable::contiguous(weights), mixture = torch::stable::contiguous(mix);
+  const auto input = [&](bool needed) {
+    return needed ? empty_like_map(s0, {plan.n, spec.channels, plan.h, plan.w}) : torch::stable::new_empty(s0, {0});
+  };
+  Tensor d0 = input(need_s0), d1 = input(need_s1 && s1);
+  Tensor dweights = torch::stable::new_zeros(s0, {need_weights ? spec.num_weights : 0});
+  Tensor dmix = need_mix ? torch::stable::new_zeros(s0, {mix.size(0), mix.size(1)}) : torch::stable::new_empty(s0, {0});
+  with_type(s0, [&](auto zero) {
+    using T = decltype(zero);
+    Buffer<T> own(plan.statistics());
+    std::memcpy(own.get(), data<T>(statistics), plan.statistics() * sizeof(T));
+    const CellRun<T> run(plan, data<T>(flat), data<T>(mixture), own.get());
+    const T* const inputs[2] = {data<T>(x0), data<T>(x1)};
+    const CellGradients<T> to{{need_s0 ? data<T>(d0) : nullptr, need_s1 && s1 ? data<T>(d1) : nullptr},
+                              need_weights ? data<T>(dweights) : nullptr,
+                              need_mix ? data<T>(dmix) : nullptr};
+    CellBackward<T>(run, inputs, data<T>(g), data<T>(y), data<T>(q), to)();
+  });
+  return {d0, d1, dweights, dmix};
+}
+
+}  // namespace
+}  // namespace pamkd
+
+STABLE_TORCH_LIBRARY_IMPL(pamkd, CPU, m) {
+  m.impl("mixed_cell_forward", TORCH_BOX(&pamkd::forward));
+  m.impl("mixed_cell_backward", TORCH_BOX(&pamkd::backward));
+}

@@ -1,0 +1,245 @@
+#include "cpu/passes.h"
+
+#include "cpu/load.h"
+
+namespace pamkd {
+namespace PAMKD_LEVEL {
+namespace {
+
+template <class T>
+PAMKD_INLINE V<T> relu(V<T> x) {
+  return x <= 0 ? V<T>{} : x;  // keeps a NaN
+}
+
+template <class T, bool NORM, bool RELU>
+void fill_as(const T* x, const T* mean, const T* scale, Map<T> to, Index groups, Index h, Index width) {
+  for (Index g = 0; g < groups; g++) {
+    const V<T> m = NORM ? load(mean + g * kBlock) : V<T>{}, s = NORM ? load(scale + g * kBlock) : V<T>{};
+    for (Index i = 0; i < h; i++, x += width * kBlock) {
+      T* row = to.data + g * to.group + i * to.row;
+      for (Index j = 0; j < width; j++) {
+        V<T> v = load(x + j * kBlock);
+        if (NORM) v = (v - m) * s;
+        if (RELU) v = relu<T>(v);
+        store(row + j * kBlock, v);
+      }
+    }
+  }
+}
+
+template <class T>
+void fill(const T* x, const T* mean, const T* scale, bool rectify, Map<T> to, Index groups, Index h, Index width) {
+  if (mean)
+    fill_as<T, true, true>(x, mean, scale, to, groups, h, width);
+  else if (rectify)
+    fill_as<T, false, true>(x, mean, scale, to, groups, h, width);
+  else
+    fill_as<T, false, false>(x, mean, scale, to, groups, h, width);
+}
+
+// In double, for values whose squares leave the range of T.
+template <class T>
+void wide_moments(const T* x, Index pixels, double* mean, double* squares) {
+  for (Index c = 0; c < kBlock; c++) {
+    double sum = 0, square = 0;
+    for (Index p = 0; p < pixels; p++) sum += x[p * kBlock + c];
+    sum /= pixels;
+    for (Index p = 0; p < pixels; p++) square += (x[p * kBlock + c] - sum) * (x[p * kBlock + c] - sum);
+    mean[c] = sum, squares[c] = square;
+  }
+}
+
+template <class T>
+void moments(const T* x, Index groups, Index pixels, double* mean, double* squares) {
+  for (Index g = 0; g < groups; g++, x += pixels * kBlock, mean += kBlock, squares += kBlock) {
+    // The deviation from one sample is small where the mean is large, so one pass is enough.
+    const V<T> pivot = load(x + pixels / 2 * kBlock);
+    V<T> sum[4] = {}, square[4] = {};
+    Index p = 0;
+    for (; p + 4 <= pixels; p += 4)
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; u++) {
+        const V<T> v = load(x + (p + u) * kBlock) - pivot;
+        sum[u] += v;
+        square[u] += v * v;
+      }
+    for (; p < pixels; p++) {
+      const V<T> v = load(x + p * kBlock) - pivot;
+      sum[0] += v;
+      square[0] += v * v;
+    }
+    const V<T> total = (sum[0] + sum[1]) + (sum[2] + sum[3]), shift = total / T(pixels);
+    const V<T> raw = (square[0] + square[1]) + (square[2] + square[3]), left = raw - total * shift;
+    // An outlying pivot cancels digits; squares may overflow.
+    const auto poor = (left < raw * T(1e-2)) | !(left - left == 0);
+    bool any = false;
+    for (int c = 0; c < kBlock; c++) {
+      mean[c] = double(pivot[c]) + shift[c];
+      squares[c] = left[c] < 0 ? 0 : left[c];
+      any |= poor[c] != 0 && raw[c] != 0;
+    }
+    if (any) wide_moments(x, pixels, mean, squares);
+  }
+}
+
+template <class T, int N>
+PAMKD_INLINE void mix_as(T* y, bool add, const T* const* maps, const T* a, const T* mean, Index groups, Index pixels) {
+  for (Index g = 0; g < groups; g++) {
+    V<T> scale[N + 1], m[N + 1];
+    for (int k = 0; k < N; k++) scale[k] = load(a + (k * groups + g) * kBlock), m[k] = load(mean + (k * groups + g) * kBlock);
+    const Index from = g * pixels * kBlock;
+    for (Index p = from; p < from + pixels * kBlock; p += kBlock) {
+      V<T> sum = add ? load(y + p) : V<T>{};
+#pragma GCC unroll 4
+      for (int k = 0; k < N; k++) sum += scale[k] * (load(maps[k] + p) - m[k]);
+      store(y + p, sum);
+    }
+  }
+}
+
+template <class T>
+void mix(T* y, bool add, int count, const T* const* maps, const T* a, const T* mean, Index groups, Index pixels) {
+  if (count == 0 && !add) mix_as<T, 0>(y, add, maps, a, mean, groups, pixels);
+  while (count > 0) {
+    const int n = count < 4 ? count : 4;
+    switch (n) {
+      case 1: mix_as<T, 1>(y, add, maps, a, mean, groups, pixels); break;
+      case 2: mix_as<T, 2>(y, add, maps, a, mean, groups, pixels); break;
+      case 3: mix_as<T, 3>(y, add, maps, a, mean, groups, pixels); break;
+      default: mix_as<T, 4>(y, add, maps, a, mean, groups, pixels);
+    }
+    count -= n, maps += n, a += n * groups * kBlock, mean += n * groups * kBlock, add = true;
+  }
+}
+
+template <class T, int N>
+PAMKD_INLINE void dots_as(const T* g, const T* const* maps, const T* mean, T* sums, Index groups, Index pixels) {
+  for (Index b = 0; b < groups; b++) {
+    V<T> sum[N + 1] = {}, m[N + 1];
+    for (int k = 0; k < N; k++) m[k] = load(mean + (k * groups + b) * kBlock);
+    const Index from = b * pixels * kBlock;
+    for (Index p = from; p < from + pixels * kBlock; p += kBlock) {
+      const V<T> grad = load(g + p);
+#pragma GCC unroll 4
+      for (int k = 0; k < N; k++) sum[k] += grad * (load(maps[k] + p) - m[k]);
+    }
+    for (int k = 0; k < N; k++) {
+      T* to = sums + (k * groups + b) * kBlock;
+      store(to, load(to) + sum[k]);
+    }
+  }
+}
+
+template <class T>
+void dots(const T* g, int count, const T* const* maps, const T* mean, T* sums, Index groups, Index pixels) {
+  for (Index b = 0; b < groups; b++) {
+    V<T> sum[4] = {};
+    const T* from = g + b * pixels * kBlock;
+    Index p = 0;
+    for (; p + 4 <= pixels; p += 4)
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; u++) sum[u] += load(from + (p + u) * kBlock);
+    for (; p < pixels; p++) sum[0] += load(from + p * kBlock);
+    store(sums + b * kBlock, load(sums + b * kBlock) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+  }
+  sums += groups * kBlock;
+  while (count > 0) {
+    const int n = count < 4 ? count : 4;
+    switch (n) {
+      case 1: dots_as<T, 1>(g, maps, mean, sums, groups, pixels); break;
+      case 2: dots_as<T, 2>(g, maps, mean, sums, groups, pixels); break;
+      case 3: dots_as<T, 3>(g, maps, mean, sums, groups, pixels); break;
+      default: dots_as<T, 4>(g, maps, mean, sums, groups, pixels);
+    }
+    count -= n, maps += n, mean += n * groups * kBlock, sums += n * groups * kBlock;
+  }
+}
+
+template <class T>
+void norm_input(const T* g, const T* z, const T* mean, const T* a, const T* b, const T* c, T* y, Index groups, Index pixels) {
+  for (Index k = 0; k < groups; k++) {
+    const V<T> m = load(mean + k * kBlock), ka = load(a + k * kBlock), kb = load(b + k * kBlock), kc = load(c + k * kBlock);
+    const Index from = k * pixels * kBlock;
+    for (Index p = from; p < from + pixels * kBlock; p += kBlock) store(y + p, ka * load(g + p) + (kb * (load(z + p) - m) + kc));
+  }
+}
+
+template <class T>
+void relu_norm_input(const T* dx, const T* q, const T* mean, T* y, T* sums, Index groups, Index pixels) {
+  for (Index k = 0; k < groups; k++) {
+    const V<T> m = load(mean + k * kBlock);
+    V<T> sum[2] = {}, dot[2] = {};
+    const Index from = k * pixels * kBlock, end = from + pixels * kBlock;
+    int u = 0;
+    for (Index p = from; p < end; p += kBlock, u ^= 1) {
+      const V<T> deviation = load(q + p) - m, d = deviation > 0 ? load(dx + p) : V<T>{};
+      sum[u] += d;
+      dot[u] += d * deviation;
+      store(y + p, d);
+    }
+    T *first = sums + k * kBlock, *second = sums + (groups + k) * kBlock;
+    store(first, load(first) + (sum[0] + sum[1]));
+    store(second, load(second) + (dot[0] + dot[1]));
+  }
+}
+
+template <class T>
+void relu_input(const T* dx, const T* x, T* g, Index groups, Index pixels) {
+  for (Index p = 0; p < groups * pixels * kBlock; p += kBlock)
+    store(g + p, load(g + p) + (load(x + p) > 0 ? load(dx + p) : V<T>{}));
+}
+
+template <class T>
+void add_inside(Map<const T> from, T* g, Index groups, Index h, Index width) {
+  for (Index k = 0; k < groups; k++)
+    for (Index i = 0; i < h; i++, g += width * kBlock) {
+      const T* row = from.data + k * from.group + i * from.row;
+      for (Index j = 0; j < width * kBlock; j += kBlock) store(g + j, load(g + j) + load(row + j));
+    }
+}
+
+template <class T>
+void block(const T* rows, Index stride, Index channels, T* map, Index pixels) {
+  for (Index c = 0; c < channels; c += kBlock) {
+    const Index count = channels - c < kBlock ? channels - c : kBlock;
+    for (Index p = 0; p < pixels; p++, map += kBlock) {
+      const T* from = rows + p * stride + c;
+      if (count == kBlock) {
+        store(map, load(from));
+      } else {
+        V<T> v = {};
+        for (Index k = 0; k < count; k++) v[k] = from[k];
+        store(map, v);
+      }
+    }
+  }
+}
+
+template <class T>
+void unblock(const T* map, T* rows, Index stride, Index channels, Index pixels) {
+  for (Index c = 0; c < channels; c += kBlock) {
+    const Index count = channels - c < kBlock ? channels - c : kBlock;
+    for (Index p = 0; p < pixels; p++, map += kBlock) {
+      T* to = rows + p * stride + c;
+      if (count == kBlock)
+        store(to, load(map));
+      else
+        for (Index k = 0; k < count; k++) to[k] = map[k];
+    }
+  }
+}
+
+template <class T>
+const PassKernels<T>& table() {
+  static constexpr PassKernels<T> kernels{fill<T>,        moments<T>,    mix<T>,   dots<T>,   norm_input<T>, relu_norm_input<T>,
+                                          relu_input<T>, add_inside<T>, block<T>, unblock<T>};
+  return kernels;
+}
+
+}  // namespace
+
+const PassKernels<float>& passes_float() { return table<float>(); }
+const PassKernels<double>& passes_double() { return table<double>(); }
+
+}  // namespace PAMKD_LEVEL
+}  // namespace pamkd

@@ -1,0 +1,34 @@
+// The passes over blocked maps (vec.h) between the products: framing, moments, mixing, gradients. One image a call;
+// per-channel vectors have groups * 8 entries; dense maps are [groups][pixels][8] with `pixels` implied by h * width.
+#pragma once
+
+#include "cpu/stencil.h"
+
+namespace pamkd {
+
+template <class T>
+struct PassKernels {
+  // to = max(x, 0), or max((x - mean) * scale, 0) where mean is given, or x where !relu.
+  void (*fill)(const T* x, const T* mean, const T* scale, bool relu, Map<T> to, Index groups, Index h, Index width);
+  // mean and sum of squared deviations of every channel.
+  void (*moments)(const T* x, Index groups, Index pixels, double* mean, double* squares);
+  // y (+)= sum_k a[k] * (maps[k] - mean[k])
+  void (*mix)(T* y, bool add, int count, const T* const* maps, const T* a, const T* mean, Index groups, Index pixels);
+  // sums[0] += sum g, sums[1 + k] += sum g * (maps[k] - mean[k])
+  void (*dots)(const T* g, int count, const T* const* maps, const T* mean, T* sums, Index groups, Index pixels);
+  // y = a * g + b * (z - mean) + c; y may be g or z
+  void (*norm_input)(const T* g, const T* z, const T* mean, const T* a, const T* b, const T* c, T* y, Index groups, Index pixels);
+  // y = dx where q > mean, else 0; sums[0] += sum y, sums[1] += sum y * (q - mean)
+  void (*relu_norm_input)(const T* dx, const T* q, const T* mean, T* y, T* sums, Index groups, Index pixels);
+  // g += dx where x > 0
+  void (*relu_input)(const T* dx, const T* x, T* g, Index groups, Index pixels);
+  // g += the inside of a framed map
+  void (*add_inside)(Map<const T> from, T* g, Index groups, Index h, Index width);
+  // Between [pixels, channels] rows of `stride` elements and blocked maps; padding channels become 0.
+  void (*block)(const T* rows, Index stride, Index channels, T* map, Index pixels);
+  void (*unblock)(const T* map, T* rows, Index stride, Index channels, Index pixels);
+};
+
+}  // namespace pamkd
+
+PAMKD_DECLARE(const PassKernels<float>& passes_float(); const PassKernels<double>& passes_double();)
