@@ -5,16 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
 
+from pamkd.runs.errors import OptionError
 from pamkd.runs.logs import write_atomically
 from pamkd.spaces import SPACES
 
 CONFIG_NAME = "config.yaml"  # in a run folder
+
+
+def require(config: Any, condition: bool, name: str, what: str) -> None:
+    """Raise OptionError, naming the option and its value, unless the condition holds."""
+    if not condition:
+        raise OptionError(f"{name} is {getattr(config, name)!r}: needed is {what}")
 
 
 @dataclass(frozen=True)
@@ -105,10 +113,7 @@ class SearchConfig:
     """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
-        def need(condition: bool, name: str, what: str) -> None:
-            if not condition:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: needed is {what}")
-
+        need = partial(require, self)
         need(self.space in SPACES, "space", f"one of {', '.join(SPACES)}")
         need(self.learners >= 1, "learners", "1 or more")
         need(self.epochs >= 1, "epochs", "1 or more")

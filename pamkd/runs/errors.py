@@ -5,6 +5,10 @@ from __future__ import annotations
 from pamkd.trilevel.passes import Diverged
 
 
+class OptionError(Exception):
+    """An option has a value that cannot be used. (No ValueError: the command-line parser would put that into a box of its own.)"""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or does not belong here."""
 
@@ -17,4 +21,4 @@ class MissingExtra(RuntimeError):
     """An optional package is needed and not installed."""
 
 
-USER_ERRORS = (ValueError, OSError, Diverged, CheckpointError, MissingExtra)
+USER_ERRORS = (ValueError, OSError, OptionError, Diverged, CheckpointError, MissingExtra)

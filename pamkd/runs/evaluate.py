@@ -8,6 +8,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 
 from pamkd.data import Augment, Batches, derived_seed, generator, load_dataset
 from pamkd.runs import checkpoint
-from pamkd.runs.config import CONFIG_NAME, FREE, read_config, save_config, to_dict
+from pamkd.runs.config import CONFIG_NAME, FREE, read_config, require, save_config, to_dict
 from pamkd.runs.errors import CheckpointError, Interrupted
 from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
@@ -97,10 +98,7 @@ class EvaluateConfig:
     """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
-        def need(condition: bool, name: str, what: str) -> None:
-            if not condition:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: needed is {what}")
-
+        need = partial(require, self)
         need(self.run is None or self.genotype is None, "genotype", "either --run or --genotype, not both")
         need(self.epochs >= 1, "epochs", "1 or more")
         need(self.batch_size >= 2, "batch_size", "2 or more (BatchNorm)")

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pamkd.runs.config import PRESETS, SearchConfig, parse, read_config, save_config
+from pamkd.runs.errors import OptionError
 
 
 def parsed(*words: str) -> SearchConfig:
@@ -72,7 +73,7 @@ def test_bad_files(tmp_path, text, message):
     ],
 )
 def test_bad_values(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message):
         SearchConfig(**options)
 
 

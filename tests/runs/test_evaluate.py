@@ -15,7 +15,7 @@ import yaml
 
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig, parse, save_config
-from pamkd.runs.errors import CheckpointError, Interrupted
+from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
 from pamkd.runs.evaluate import PRESETS, EvaluateConfig, Evaluation, arguments, evaluate, find_genotype
 from pamkd.runs.export import load_network
 from pamkd.runs.search import CHECKPOINT
@@ -192,7 +192,7 @@ class TestSettings:
         ],
     )
     def test_impossible_ones(self, options, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(OptionError, match=message):
             EvaluateConfig(**options)
 
     def test_config_or_options(self):
