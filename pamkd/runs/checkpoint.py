@@ -24,7 +24,8 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     Raises OSError, with the old file intact, when the disk is full.
     """
     tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-    header = {"format": FORMAT, "meta": json.dumps(meta), "digest": _digest(tensors)}
+    text = json.dumps(meta)
+    header = {"format": FORMAT, "meta": text, "digest": _digest(tensors, text)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     try:
@@ -53,15 +54,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this program (format {header.get('format')!r}, needed {FORMAT!r})")
-    if header.get("digest") != _digest(tensors):
+    if header.get("digest") != _digest(tensors, header.get("meta", "")):
         raise CheckpointError(
             f"checkpoint {path} is damaged: its contents do not match its digest; restore it or start again without --resume"
         )
     return tensors, json.loads(header["meta"])
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], meta: str) -> str:
+    sha = hashlib.sha256(meta.encode())
     for name in sorted(tensors):
         value = tensors[name]
         sha.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())

@@ -131,8 +131,8 @@ def test_existing_run_is_not_overwritten(pictures, tiny, tmp_path):
 
 def test_resume_needs_the_same_configuration(pictures, tiny, tmp_path):
     Search(SearchConfig(out=tmp_path / "run", tensorboard=False, **tiny)).run(*pictures)
-    other = SearchConfig(out=tmp_path / "run", resume=True, tensorboard=False, **tiny | {"channels": 3})
-    with pytest.raises(ValueError, match="has channels 2, not 3"):
+    other = SearchConfig(out=tmp_path / "run", resume=True, tensorboard=False, **tiny | {"channels": 4})
+    with pytest.raises(ValueError, match="has channels 2, not 4"):
         Search(other).run(*pictures)
     with pytest.raises(ValueError, match="there is no run in"):
         Search(SearchConfig(out=tmp_path / "none", resume=True, tensorboard=False, **tiny)).run(*pictures)
