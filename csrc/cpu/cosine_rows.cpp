@@ -1,5 +1,7 @@
 #include "cpu/cosine_rows.h"
 
+#include <type_traits>
+
 namespace pamkd {
 namespace PAMKD_LEVEL {
 namespace {
@@ -37,15 +39,36 @@ PAMKD_INLINE void store(T* p, V<T> v) {
   *reinterpret_cast<typename Vector<T>::unaligned*>(p) = v;
 }
 
-template <class T>
-PAMKD_INLINE T sum(V<T> v) {
-  T lane[kLanes<T>];
-  store(lane, v);
-#pragma GCC unroll 8
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-  return lane[0];
+// The sums of the lanes of four vectors. Vectors are halved to 16 bytes first.
+template <class W>
+PAMKD_INLINE auto halved(W v) {
+  using T = std::remove_reference_t<decltype(v[0])>;
+  constexpr int lanes = sizeof(W) / sizeof(T);
+  if constexpr (sizeof(W) == 16) {
+    return v;
+  } else if constexpr (lanes == 16) {
+    return halved(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  } else if constexpr (lanes == 8) {
+    return halved(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  } else {
+    return halved(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+  }
+}
+
+PAMKD_INLINE void four_sums(V<float> a_, V<float> b_, V<float> c_, V<float> d_, float* out) {
+  const auto a = halved(a_), b = halved(b_), c = halved(c_), d = halved(d_);
+  const auto ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const auto cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const auto sums = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  __builtin_memcpy(out, &sums, sizeof sums);
+}
+
+PAMKD_INLINE void four_sums(V<double> a_, V<double> b_, V<double> c_, V<double> d_, double* out) {
+  const auto a = halved(a_), b = halved(b_), c = halved(c_), d = halved(d_);
+  const auto ab = __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
+  const auto cd = __builtin_shufflevector(c, d, 0, 2) + __builtin_shufflevector(c, d, 1, 3);
+  __builtin_memcpy(out, &ab, sizeof ab);
+  __builtin_memcpy(out + 2, &cd, sizeof cd);
 }
 
 // out[r * stride + c] (+)= <a[r], b[c]> over d columns.
@@ -69,14 +92,16 @@ PAMKD_INLINE void products(const T* const* a, const T* const* b, int64_t d, bool
     }
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < R; r++)
+  for (int r = 0; r < R; r++) {
+    T sums[4];
+    four_sums(acc[r][0], C > 1 ? acc[r][1 % C] : V<T>{}, C > 2 ? acc[r][2 % C] : V<T>{}, C > 3 ? acc[r][3 % C] : V<T>{}, sums);
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
-      T total = sum<T>(acc[r][c]);
-      for (int64_t tail = k; tail < d; tail++) total += a[r][tail] * b[c][tail];
+      for (int64_t tail = k; tail < d; tail++) sums[c] += a[r][tail] * b[c][tail];
       T* place = out + r * stride + c;
-      *place = add ? *place + total : total;
+      *place = add ? *place + sums[c] : sums[c];
     }
+  }
 }
 
 // Any block up to kRows x kColumns.
@@ -101,12 +126,16 @@ void products_block(const T* const* a, int rows, const T* const* b, int columns,
 
 PAMKD_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Copies the rows of a group; false where one is outside 0 .. n - 1.
-PAMKD_INLINE bool read_group(const Groups& groups, int64_t g, int64_t n, int64_t* rows) {
-  const int64_t* from = groups.side[g % groups.sides] + g / groups.sides * groups.size;
+PAMKD_INLINE const int64_t* rows_of(const Groups& groups, int64_t g) {
+  return groups.side[g & groups.last_side] + (g >> groups.last_side) * groups.size;
+}
+
+// Reads the rows of group g to to[0], to[stride] ...; false where one is outside 0 .. n - 1.
+PAMKD_INLINE bool read_group(const Groups& groups, int64_t g, int64_t n, int32_t* to, int64_t stride) {
+  const int64_t* from = rows_of(groups, g);
   bool valid = true;
   for (int64_t r = 0; r < groups.size; r++) {
-    rows[r] = from[r];
+    to[r * stride] = static_cast<int32_t>(from[r]);
     valid &= static_cast<uint64_t>(from[r]) < static_cast<uint64_t>(n);
   }
   return valid;
@@ -168,32 +197,67 @@ void cosine_tile(const T* e, const T* scale, int64_t n, int64_t d, int64_t i0, i
 }
 
 template <class T>
-int64_t min_from_cosines(const T* cosine, int64_t n, const Groups& groups, int64_t begin, int64_t end, int64_t* rows, T* similarity,
+int64_t min_from_cosines(const T* cosine, int64_t n, const Groups& groups, int64_t begin, int64_t end, int32_t* rows, T* similarity,
                          int64_t* pairs) {
-  for (int64_t g = begin; g < end; g++) {
-    if (!read_group(groups, g, n, rows)) return g;
-    T best = T(__builtin_inff());
-    int64_t first = rows[0], second = rows[1];
-    for (int64_t r = 0; r + 1 < groups.size; r++)
-      for (int64_t q = r + 1; q < groups.size; q++) {
-        const int64_t i = rows[r], j = rows[q];
-        const T value = i < j ? cosine[i * n + j] : cosine[j * n + i];
-        if (value < best) best = value, first = i, second = j;
+  constexpr int kAtOnce = kGroupsAtOnce;
+  const int32_t size = static_cast<int32_t>(groups.size), width = static_cast<int32_t>(n);
+  for (int64_t g0 = begin; g0 < end; g0 += kAtOnce) {
+    // Lane by lane without branches: which pair is smallest cannot be predicted. A last block repeats its last group.
+    for (int lane = 0; lane < kAtOnce; lane++)
+      if (!read_group(groups, min(g0 + lane, end - 1), n, rows + lane, kAtOnce)) return min(g0 + lane, end - 1);
+    constexpr int kVectors = kAtOnce / kLanes<T>;
+    using Code = decltype(V<T>{} < V<T>{});
+    V<T> best[kVectors];
+    Code found[kVectors];
+    for (int v = 0; v < kVectors; v++) best[v] = V<T>{} + T(2), found[v] = Code{} + 1;
+    for (int32_t r = 0; r + 1 < size; r++)
+      for (int32_t q = r + 1; q < size; q++) {
+        const int32_t *first = rows + r * kAtOnce, *second = rows + q * kAtOnce;
+        T value[kAtOnce];
+#pragma GCC unroll 16
+        for (int lane = 0; lane < kAtOnce; lane++) {
+          const int32_t i = first[lane], j = second[lane], low = i < j ? i : j, high = i < j ? j : i;
+          value[lane] = cosine[low * width + high];
+        }
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; v++) {
+          const V<T> here = load(value + v * kLanes<T>);
+          const Code smaller = here < best[v];
+          found[v] = smaller ? Code{} + (r * size + q) : found[v];
+          best[v] = smaller ? here : best[v];
+        }
       }
-    similarity[g] = best;
-    pairs[2 * g] = first;
-    pairs[2 * g + 1] = second;
+    for (int lane = 0; lane < kAtOnce && g0 + lane < end; lane++) {
+      const int64_t g = g0 + lane;
+      const int32_t code = static_cast<int32_t>(found[lane / kLanes<T>][lane % kLanes<T>]);
+      similarity[g] = best[lane / kLanes<T>][lane % kLanes<T>];
+      pairs[2 * g] = rows[code / size * kAtOnce + lane];
+      pairs[2 * g + 1] = rows[code % size * kAtOnce + lane];
+    }
   }
   return -1;
 }
 
 template <class T>
-int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Groups& groups, int64_t begin, int64_t end, int64_t* rows,
-                      T* products, T* similarity, int64_t* pairs) {
-  const int64_t size = groups.size;
+int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Groups& groups, int64_t begin, int64_t end, T* products,
+                      T* similarity, int64_t* pairs) {
+  const int64_t size = groups.size, area = size * size;
   for (int64_t g = begin; g < end; g++) {
-    if (!read_group(groups, g, n, rows)) return g;
-    for (int64_t k = 0; k < d; k += kChunk) {
+    const int64_t* rows = rows_of(groups, g);
+    for (int64_t r = 0; r < size; r++)
+      if (static_cast<uint64_t>(rows[r]) >= static_cast<uint64_t>(n)) return g;
+  }
+  // All groups with one chunk of the columns before the next: the chunk of all rows stays in a cache that e may not fit.
+  for (int64_t k = 0; k < d; k += kChunk) {
+    const int64_t columns = min(kChunk, d - k);
+    for (int64_t g = begin; g < end; g++) {
+      const int64_t* rows = rows_of(groups, g);
+      T* to = products + (g - begin) * area;
+      if (g + 1 < end) {
+        const int64_t* next = rows_of(groups, g + 1);
+        for (int64_t r = 0; r < size; r++)
+          for (int64_t c = 0; c < columns; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(e + next[r] * d + k + c, 0, 2);
+      }
       for (int64_t r = 0; r + 1 < size; r += kRows) {
         const T* a[kRows];
         const int height = static_cast<int>(min(kRows, size - 1 - r));  // the last row is nobody's left partner
@@ -202,11 +266,14 @@ int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Gr
           const T* b[kColumns];
           const int width = static_cast<int>(min(kColumns, size - q));
           for (int i = 0; i < width; i++) b[i] = e + rows[q + i] * d + k;
-          products_block(a, height, b, width, min(kChunk, d - k), k > 0, products + r * size + q, size);
+          products_block(a, height, b, width, columns, k > 0, to + r * size + q, size);
         }
       }
     }
-    T best = T(__builtin_inff());
+  }
+  for (int64_t g = begin; g < end; g++, products += area) {
+    const int64_t* rows = rows_of(groups, g);
+    T best = T(2);
     int64_t first = rows[0], second = rows[1];
     for (int64_t r = 0; r + 1 < size; r++)
       for (int64_t q = r + 1; q < size; q++) {
@@ -221,15 +288,15 @@ int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Gr
 }
 
 template <class T>
-void combine_rows(const T* e, int64_t d, int64_t c0, int64_t c1, const int32_t* row, const T* factor, int64_t count, T scale, T* out) {
+void combine_rows(const T* e, int64_t stride, int64_t columns, const int32_t* row, const T* factor, int64_t count, T scale, T* out) {
   constexpr int kSums = 8;
-  int64_t c = c0;
-  for (; c + kSums * kLanes<T> <= c1; c += kSums * kLanes<T>) {
+  int64_t c = 0;
+  for (; c + kSums * kLanes<T> <= columns; c += kSums * kLanes<T>) {
     V<T> acc[kSums];
 #pragma GCC unroll 8
     for (int s = 0; s < kSums; s++) acc[s] = V<T>{};
     for (int64_t k = 0; k < count; k++) {
-      const T* from = e + row[k] * d + c;
+      const T* from = e + row[k] * stride + c;
       const T f = factor[k];
 #pragma GCC unroll 8
       for (int s = 0; s < kSums; s++) acc[s] += f * load(from + s * kLanes<T>);
@@ -237,14 +304,14 @@ void combine_rows(const T* e, int64_t d, int64_t c0, int64_t c1, const int32_t* 
 #pragma GCC unroll 8
     for (int s = 0; s < kSums; s++) store(out + c + s * kLanes<T>, acc[s] * scale);
   }
-  for (; c + kLanes<T> <= c1; c += kLanes<T>) {
+  for (; c + kLanes<T> <= columns; c += kLanes<T>) {
     V<T> acc{};
-    for (int64_t k = 0; k < count; k++) acc += factor[k] * load(e + row[k] * d + c);
+    for (int64_t k = 0; k < count; k++) acc += factor[k] * load(e + row[k] * stride + c);
     store(out + c, acc * scale);
   }
-  for (; c < c1; c++) {
+  for (; c < columns; c++) {
     T acc = 0;
-    for (int64_t k = 0; k < count; k++) acc += factor[k] * e[row[k] * d + c];
+    for (int64_t k = 0; k < count; k++) acc += factor[k] * e[row[k] * stride + c];
     out[c] = acc * scale;
   }
 }
@@ -352,10 +419,9 @@ void hinge_gradients(const T* teacher, const T* student, const T* grad, int64_t 
 #define PAMKD_INSTANTIATE(T)                                                                                              \
   template int64_t row_scales(const T*, int64_t, int64_t, T*, bool*);                                                     \
   template void cosine_tile(const T*, const T*, int64_t, int64_t, int64_t, int64_t, bool, T*);                            \
-  template int64_t min_from_cosines(const T*, int64_t, const Groups&, int64_t, int64_t, int64_t*, T*, int64_t*);          \
-  template int64_t min_from_rows(const T*, const T*, int64_t, int64_t, const Groups&, int64_t, int64_t, int64_t*, T*, T*, \
-                                 int64_t*);                                                                               \
-  template void combine_rows(const T*, int64_t, int64_t, int64_t, const int32_t*, const T*, int64_t, T, T*);              \
+  template int64_t min_from_cosines(const T*, int64_t, const Groups&, int64_t, int64_t, int32_t*, T*, int64_t*);          \
+  template int64_t min_from_rows(const T*, const T*, int64_t, int64_t, const Groups&, int64_t, int64_t, T*, T*, int64_t*);\
+  template void combine_rows(const T*, int64_t, int64_t, const int32_t*, const T*, int64_t, T, T*);                       \
   template void weighted_panel(const T*, const T*, const T*, int64_t, int64_t, int64_t, int64_t, T*, T*);                 \
   template int64_t panel_width<T>();                                                                                      \
   template double hinge(const T*, const T*, int64_t, T);                                                                  \

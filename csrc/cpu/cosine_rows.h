@@ -8,12 +8,13 @@
 
 namespace pamkd {
 
-// Group g is side[g % sides] + (g / sides) * size, so that the groups of pairs (X, Y) alternate.
+// Group g is side[0] + g * size where last_side is 0, else side[g % 2] + g / 2 * size: the groups of pairs (X, Y) alternate.
 struct Groups {
   const int64_t* side[2];
-  int64_t sides, count, size;
+  int64_t last_side, count, size;
 };
 
+constexpr int kGroupsAtOnce = 16;
 constexpr int64_t kTile = 48;  // rows and columns of a tile of cosines: a multiple of both sides of the block of products
 
 }  // namespace pamkd
@@ -29,20 +30,19 @@ PAMKD_DECLARE(
     void cosine_tile(const T* e, const T* scale, int64_t n, int64_t d, int64_t i0, int64_t j0, bool both, T* cosine);
 
     // The smallest cosine of groups begin .. end and the rows that have it, from the upper half of cosine [n, n].
-    // Returns the first group with a row outside 0 .. n - 1, or -1. rows: room for groups.size numbers.
+    // Returns the first group with a row outside 0 .. n - 1, or -1. rows: room for kGroupsAtOnce groups. n^2 fits an int32_t.
     template <class T>
-    int64_t min_from_cosines(const T* cosine, int64_t n, const Groups& groups, int64_t begin, int64_t end, int64_t* rows, T* similarity,
+    int64_t min_from_cosines(const T* cosine, int64_t n, const Groups& groups, int64_t begin, int64_t end, int32_t* rows, T* similarity,
                              int64_t* pairs);
 
-    // The same from the embeddings. products: room for groups.size^2 numbers.
+    // The same from the embeddings. products: room for (end - begin) groups.size^2 numbers.
     template <class T>
-    int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Groups& groups, int64_t begin, int64_t end,
-                          int64_t* rows, T* products, T* similarity, int64_t* pairs);
+    int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Groups& groups, int64_t begin, int64_t end, T* products,
+                          T* similarity, int64_t* pairs);
 
-    // out[c] = scale sum over k of factor[k] e[row[k], c], for columns c0 <= c < c1 of rows of d.
+    // out[c] = scale sum over k of factor[k] e[row[k] stride + c] for 0 <= c < columns.
     template <class T>
-    void combine_rows(const T* e, int64_t d, int64_t c0, int64_t c1, const int32_t* row, const T* factor, int64_t count, T scale,
-                      T* out);
+    void combine_rows(const T* e, int64_t stride, int64_t columns, const int32_t* row, const T* factor, int64_t count, T scale, T* out);
 
     // out[i, c] = scale[i] sum over k of weight[i, k] e[k, c] for c0 <= c < c1 <= c0 + panel_width; weight [n, n], e and out [n, d].
     // panel: room for n * panel_width numbers.

@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& e_, const Tensor& group
     using T = decltype(zero);
     auto sets = grs::sets_of<T>(e, scale);
     grs::scale_rows(sets, n, op, "embeddings");
-    const Groups given{{groups.const_data_ptr<int64_t>()}, 1, count, groups.size(1)};
+    const Groups given{{groups.const_data_ptr<int64_t>()}, 0, count, groups.size(1)};
     grs::min_similarities(sets, n, given, op, similarity.mutable_data_ptr<T>(), pairs.mutable_data_ptr<int64_t>());
   });
   return {similarity, pairs, scale};

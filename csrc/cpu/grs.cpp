@@ -33,6 +33,7 @@ std::unique_ptr<T[]> scratch(int64_t count) {
 // Products of all rows are n^2 / 2, those of the groups count * size (size - 1) / 2; each times what a product costs in
 // its kernel: blocks of a tile share more loads, but every cosine is then looked up in memory.
 bool all_rows_cost_less(int64_t n, int64_t d, const Groups& groups) {
+  if (n > 46340) return false;  // indices of the cosines are int32_t
   const double pairs = 0.5 * groups.count * groups.size * (groups.size - 1);
   return 0.5 * n * (n + kTile) * (d + 16) + pairs * 32 < pairs * (1.5 * d + 16);
 }
@@ -91,23 +92,26 @@ void min_similarities(const std::vector<Set<T>>& sets, int64_t n, const Groups& 
       if (!cosine) cosine = scratch<T>(n * n);
       cosines(set, n, false, cosine.get());
       parallel_for(0, groups.count, grain(8 * pairs_each), [&](int64_t begin, int64_t end) {
-        const auto rows = scratch<int64_t>(groups.size);
+        const auto rows = scratch<int32_t>(groups.size * kGroupsAtOnce);
         const int64_t g = PAMKD_PICK(min_from_cosines<T>)(cosine.get(), n, groups, begin, end, rows.get(), to, pairs_to);
         if (g >= 0) bad.report(g);
       });
     } else {
       parallel_for(0, groups.count, grain(pairs_each * set.d), [&](int64_t begin, int64_t end) {
-        const auto rows = scratch<int64_t>(groups.size);
-        const auto products = scratch<T>(groups.size * groups.size);
-        const int64_t g = PAMKD_PICK(min_from_rows<T>)(set.rows(), set.scales(n), n, set.d, groups, begin, end, rows.get(),
-                                                       products.get(), to, pairs_to);
-        if (g >= 0) bad.report(g);
+        // Groups of which the products fit a few MB, so that a chunk of the columns serves many of them.
+        const int64_t area = groups.size * groups.size, most = std::max<int64_t>(1, std::min(end - begin, (int64_t{1} << 19) / area));
+        const auto products = scratch<T>(most * area);
+        for (int64_t from = begin; from < end; from += most) {
+          const int64_t g = PAMKD_PICK(min_from_rows<T>)(set.rows(), set.scales(n), n, set.d, groups, from, std::min(end, from + most),
+                                                         products.get(), to, pairs_to);
+          if (g >= 0) return bad.report(g);
+        }
       });
     }
   }
   if (!bad.any()) return;
   const int64_t g = bad.position();
-  const int64_t* rows = groups.side[g % groups.sides] + g / groups.sides * groups.size;
+  const int64_t* rows = groups.side[g & groups.last_side] + (g >> groups.last_side) * groups.size;
   const int64_t row = *std::find_if(rows, rows + groups.size, [&](int64_t value) { return value < 0 || value >= n; });
   invalid(op, ": group index ", row, " is out of range for ", n, " embeddings");
 }
@@ -126,58 +130,71 @@ void weighted_rows(const Set<T>& set, int64_t n, const T* weight, T* out) {
 template <class T>
 void min_similarity_gradient(const Set<T>& set, int64_t n, int64_t count, const T* grad, const T* similarity, const int64_t* pairs,
                              const char* op, T* gradient) {
-  int64_t active = 0;
+  const int64_t d = set.d;
+  // Row i has the partners partner[from[i]] .. and itself as the last one.
+  std::vector<int64_t> from(static_cast<size_t>(n) + 1);
+  for (int64_t i = 0; i < n; i++) from[i + 1] = 1;
   for (int64_t g = 0; g < count; g++) {
     if (grad[g] == 0) continue;
-    active++;
-    for (const int64_t row : {pairs[2 * g], pairs[2 * g + 1]})
+    for (const int64_t row : {pairs[2 * g], pairs[2 * g + 1]}) {
       if (row < 0 || row >= n) invalid(op, ": row ", row, " of a pair is out of range for ", n, " embeddings");
-  }
-  const int64_t d = set.d;
-  const bool all = 4 * active > n * n;
-  const auto weight = scratch<T>(all ? n * n : 0);
-  // A task owns a range of rows; it reads all pairs and keeps its rows' ends of them, in the order of the groups.
-  parallel_for(0, n, std::max(grain(2 * active * d / n), ceil_div(n, 64)), [&](int64_t begin, int64_t end) {
-    const int64_t rows = end - begin;
-    std::vector<double> own(static_cast<size_t>(rows));
-    std::vector<int64_t> from(static_cast<size_t>(rows) + 1);
-    const auto for_ends = [&](const auto& f) {
-      for (int64_t g = 0; g < count; g++) {
-        if (grad[g] == 0) continue;
-        const int64_t i = pairs[2 * g], j = pairs[2 * g + 1];
-        if (i >= begin && i < end) f(g, i, j);
-        if (j >= begin && j < end) f(g, j, i);
-      }
-    };
-    const auto own_factor = [&](int64_t i) { return clamped(set.scale[i]) ? T(0) : static_cast<T>(-own[i - begin] * set.scale[i]); };
-    if (all) {
-      std::fill(weight.get() + begin * n, weight.get() + end * n, T(0));
-      for_ends([&](int64_t g, int64_t i, int64_t j) {
-        weight[i * n + j] += grad[g] * set.scale[j];
-        own[i - begin] += static_cast<double>(grad[g]) * similarity[g];
-      });
-      for (int64_t i = begin; i < end; i++) weight[i * n + i] += own_factor(i);
-      return;
+      from[row + 1]++;
     }
-    for_ends([&](int64_t, int64_t i, int64_t) { from[i - begin + 1]++; });
-    for (int64_t i = 0; i < rows; i++) from[i + 1] += from[i] + 1;  // one more for the row itself
-    const auto partner = scratch<int32_t>(from[rows]);
-    const auto factor = scratch<T>(from[rows]);
-    std::vector<int64_t> next(from.begin(), from.end() - 1);
-    for_ends([&](int64_t g, int64_t i, int64_t j) {
+  }
+  for (int64_t i = 0; i < n; i++) from[i + 1] += from[i];
+  const int64_t entries = from[n];
+  const auto partner = scratch<int32_t>(entries);
+  const auto factor = scratch<T>(entries);
+  // A task owns a range of rows; it reads all pairs and keeps its rows' ends of them, in the order of the groups.
+  parallel_for(0, n, std::max(grain(4 * entries / n), ceil_div(n, 64)), [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> next(from.begin() + begin, from.begin() + end);
+    std::vector<double> own(static_cast<size_t>(end - begin));
+    const auto keep = [&](int64_t g, int64_t i, int64_t j) {
+      if (i < begin || i >= end) return;
       const int64_t place = next[i - begin]++;
       partner[place] = static_cast<int32_t>(j);
       factor[place] = grad[g] * set.scale[j];
       own[i - begin] += static_cast<double>(grad[g]) * similarity[g];
-    });
+    };
+    for (int64_t g = 0; g < count; g++) {
+      if (grad[g] == 0) continue;
+      keep(g, pairs[2 * g], pairs[2 * g + 1]);
+      keep(g, pairs[2 * g + 1], pairs[2 * g]);
+    }
     for (int64_t i = begin; i < end; i++) {
-      const int64_t at = from[i - begin], last = next[i - begin];
-      partner[last] = static_cast<int32_t>(i);
-      factor[last] = own_factor(i);
-      PAMKD_PICK(combine_rows<T>)(set.e, d, 0, d, partner.get() + at, factor.get() + at, last + 1 - at, set.scale[i], gradient + i * d);
+      partner[from[i + 1] - 1] = static_cast<int32_t>(i);
+      factor[from[i + 1] - 1] = clamped(set.scale[i]) ? T(0) : static_cast<T>(-own[i - begin] * set.scale[i]);
     }
   });
-  if (all) weighted_rows(set, n, weight.get(), gradient);
+  const auto combine = [&](const T* e, int64_t stride, int64_t columns, int64_t i, T* out) {
+    const int64_t at = from[i];
+    PAMKD_PICK(combine_rows<T>)(e, stride, columns, partner.get() + at, factor.get() + at, from[i + 1] - at, set.scale[i], out);
+  };
+  constexpr int64_t kWidth = 64;
+  const int64_t panels = ceil_div(d, kWidth);
+  if (2 * entries > n * n) {  // so many that a matrix product is faster
+    const auto weight = scratch<T>(n * n);
+    parallel_for(0, n, grain(n), [&](int64_t begin, int64_t end) {
+      std::fill(weight.get() + begin * n, weight.get() + end * n, T(0));
+      for (int64_t i = begin; i < end; i++)
+        for (int64_t k = from[i]; k < from[i + 1]; k++) weight[i * n + partner[k]] += factor[k];
+    });
+    weighted_rows(set, n, weight.get(), gradient);
+  } else if (entries >= 8 * n && n * d * static_cast<int64_t>(sizeof(T)) > 1 << 18 && panels >= torch::stable::get_num_threads()) {
+    // Rows are read often and do not fit the cache of a core: panels of their columns do.
+    parallel_for(0, panels, grain(entries * kWidth), [&](int64_t begin, int64_t end) {
+      const auto panel = scratch<T>(n * kWidth);
+      for (int64_t p = begin; p < end; p++) {
+        const int64_t columns = std::min(kWidth, d - p * kWidth);
+        for (int64_t i = 0; i < n; i++) std::copy_n(set.e + i * d + p * kWidth, columns, panel.get() + i * kWidth);
+        for (int64_t i = 0; i < n; i++) combine(panel.get(), kWidth, columns, i, gradient + i * d + p * kWidth);
+      }
+    });
+  } else {
+    parallel_for(0, n, grain(entries * d / n), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) combine(set.e, d, d, i, gradient + i * d);
+    });
+  }
 }
 
 template <class T>

@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& teacher
     grs::scale_rows(sets, n, op, "e_teacher");
     grs::scale_rows(students, n, op, "e_student");
     sets.insert(sets.end(), students.begin(), students.end());
-    const Groups groups{{x.const_data_ptr<int64_t>(), y.const_data_ptr<int64_t>()}, 2, 2 * pairs, x.size(1)};
+    const Groups groups{{x.const_data_ptr<int64_t>(), y.const_data_ptr<int64_t>()}, 1, 2 * pairs, x.size(1)};
     T* values = similarity.mutable_data_ptr<T>();
     grs::min_similarities(sets, n, groups, op, values, rows.mutable_data_ptr<int64_t>());
     grs::hinges(values, values + kt * pairs * 2, kt, ks, pairs, eps, mean ? 1.0 / pairs : 1.0, loss.mutable_data_ptr<T>());
