@@ -238,40 +238,95 @@ int64_t min_from_cosines(const T* cosine, int64_t n, const Groups& groups, int64
   return -1;
 }
 
-template <class T>
-int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Groups& groups, int64_t begin, int64_t end, T* products,
-                      T* similarity, int64_t* pairs) {
-  const int64_t size = groups.size, area = size * size;
-  for (int64_t g = begin; g < end; g++) {
-    const int64_t* rows = rows_of(groups, g);
-    for (int64_t r = 0; r < size; r++)
-      if (static_cast<uint64_t>(rows[r]) >= static_cast<uint64_t>(n)) return g;
+namespace {
+
+// Two rows with C others, and with each other (OWN): at most 13 sums, so that every row is loaded once. first, second: the
+// places of the products with others[0].
+template <class T, int C, bool OWN>
+PAMKD_INLINE void strip(const T* a, const T* b, const T* const* others, int64_t d, bool add, T* first, T* second) {
+  V<T> with_a[C + 1], with_b[C + 1], own{};
+#pragma GCC unroll 8
+  for (int c = 0; c < C; c++) with_a[c] = with_b[c] = V<T>{};
+  int64_t k = 0;
+  for (; k + kLanes<T> <= d; k += kLanes<T>) {
+    const V<T> left = load(a + k), right = load(b + k);
+    if constexpr (OWN) own += left * right;
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) {
+      const V<T> other = load(others[c] + k);
+      with_a[c] += left * other;
+      with_b[c] += right * other;
+    }
   }
-  // All groups with one chunk of the columns before the next: the chunk of all rows stays in a cache that e may not fit.
-  for (int64_t k = 0; k < d; k += kChunk) {
-    const int64_t columns = min(kChunk, d - k);
-    for (int64_t g = begin; g < end; g++) {
-      const int64_t* rows = rows_of(groups, g);
-      T* to = products + (g - begin) * area;
-      if (g + 1 < end) {
-        const int64_t* next = rows_of(groups, g + 1);
-        for (int64_t r = 0; r < size; r++)
-          for (int64_t c = 0; c < columns; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(e + next[r] * d + k + c, 0, 2);
-      }
-      for (int64_t r = 0; r + 1 < size; r += kRows) {
-        const T* a[kRows];
-        const int height = static_cast<int>(min(kRows, size - 1 - r));  // the last row is nobody's left partner
-        for (int i = 0; i < height; i++) a[i] = e + rows[r + i] * d + k;
-        for (int64_t q = r + 1; q < size; q += kColumns) {
-          const T* b[kColumns];
-          const int width = static_cast<int>(min(kColumns, size - q));
-          for (int i = 0; i < width; i++) b[i] = e + rows[q + i] * d + k;
-          products_block(a, height, b, width, columns, k > 0, to + r * size + q, size);
-        }
+  constexpr int kFours = (2 * C + 1 + 3) / 4;
+  T sums[4 * kFours];
+#pragma GCC unroll 4
+  for (int i = 0; i < kFours; i++) {
+    const auto pick = [&](int at) { return at < C ? with_a[at] : at < 2 * C ? with_b[at - C] : at == 2 * C ? own : V<T>{}; };
+    four_sums(pick(4 * i), pick(4 * i + 1), pick(4 * i + 2), pick(4 * i + 3), sums + 4 * i);
+  }
+  for (; k < d; k++) {
+    for (int c = 0; c < C; c++) {
+      sums[c] += a[k] * others[c][k];
+      sums[C + c] += b[k] * others[c][k];
+    }
+    sums[2 * C] += a[k] * b[k];
+  }
+  for (int c = 0; c < C; c++) {
+    first[c] = add ? first[c] + sums[c] : sums[c];
+    second[c] = add ? second[c] + sums[C + c] : sums[C + c];
+  }
+  if constexpr (OWN) first[-1] = add ? first[-1] + sums[2 * C] : sums[2 * C];
+}
+
+constexpr int kStrip = 6;
+
+template <class T, bool OWN>
+void strip_of(int others_count, const T* a, const T* b, const T* const* others, int64_t d, bool add, T* first, T* second) {
+  switch (others_count) {
+    case 6: return strip<T, 6, OWN>(a, b, others, d, add, first, second);
+    case 5: return strip<T, 5, OWN>(a, b, others, d, add, first, second);
+    case 4: return strip<T, 4, OWN>(a, b, others, d, add, first, second);
+    case 3: return strip<T, 3, OWN>(a, b, others, d, add, first, second);
+    case 2: return strip<T, 2, OWN>(a, b, others, d, add, first, second);
+    case 1: return strip<T, 1, OWN>(a, b, others, d, add, first, second);
+    default: return strip<T, 0, OWN>(a, b, others, d, add, first, second);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void group_products(const T* e, int64_t stride, int64_t columns, const Groups& groups, int64_t begin, int64_t end, bool add, T* products) {
+  const int64_t size = groups.size;
+  for (int64_t g = begin; g < end; g++, products += size * size) {
+    const int64_t* rows = rows_of(groups, g);
+    for (int64_t k = 0; k < columns; k += kChunk) {
+      const int64_t width = min(kChunk, columns - k);
+      const bool more = add || k > 0;
+      for (int64_t r = 0; r + 1 < size; r += 2) {
+        const T *a = e + rows[r] * stride + k, *b = e + rows[r + 1] * stride + k;
+        T *first = products + r * size, *second = first + size;
+        int64_t q = r + 2;
+        do {
+          const T* others[kStrip];
+          const int count = static_cast<int>(min(kStrip, size - q));
+          for (int i = 0; i < count; i++) others[i] = e + rows[q + i] * stride + k;
+          if (q == r + 2)
+            strip_of<T, true>(count, a, b, others, width, more, first + q, second + q);
+          else
+            strip_of<T, false>(count, a, b, others, width, more, first + q, second + q);
+          q += kStrip;
+        } while (q < size);
       }
     }
   }
-  for (int64_t g = begin; g < end; g++, products += area) {
+}
+
+template <class T>
+void min_of_products(const T* products, const T* scale, const Groups& groups, int64_t begin, int64_t end, T* similarity, int64_t* pairs) {
+  const int64_t size = groups.size;
+  for (int64_t g = begin; g < end; g++, products += size * size) {
     const int64_t* rows = rows_of(groups, g);
     T best = T(2);
     int64_t first = rows[0], second = rows[1];
@@ -284,7 +339,6 @@ int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Gr
     pairs[2 * g] = first;
     pairs[2 * g + 1] = second;
   }
-  return -1;
 }
 
 template <class T>
@@ -420,7 +474,8 @@ void hinge_gradients(const T* teacher, const T* student, const T* grad, int64_t 
   template int64_t row_scales(const T*, int64_t, int64_t, T*, bool*);                                                     \
   template void cosine_tile(const T*, const T*, int64_t, int64_t, int64_t, int64_t, bool, T*);                            \
   template int64_t min_from_cosines(const T*, int64_t, const Groups&, int64_t, int64_t, int32_t*, T*, int64_t*);          \
-  template int64_t min_from_rows(const T*, const T*, int64_t, int64_t, const Groups&, int64_t, int64_t, T*, T*, int64_t*);\
+  template void group_products(const T*, int64_t, int64_t, const Groups&, int64_t, int64_t, bool, T*);                    \
+  template void min_of_products(const T*, const T*, const Groups&, int64_t, int64_t, T*, int64_t*);                       \
   template void combine_rows(const T*, int64_t, int64_t, const int32_t*, const T*, int64_t, T, T*);                       \
   template void weighted_panel(const T*, const T*, const T*, int64_t, int64_t, int64_t, int64_t, T*, T*);                 \
   template int64_t panel_width<T>();                                                                                      \

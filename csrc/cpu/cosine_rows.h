@@ -35,10 +35,16 @@ PAMKD_DECLARE(
     int64_t min_from_cosines(const T* cosine, int64_t n, const Groups& groups, int64_t begin, int64_t end, int32_t* rows, T* similarity,
                              int64_t* pairs);
 
-    // The same from the embeddings. products: room for (end - begin) groups.size^2 numbers.
+    // products [end - begin, groups.size, groups.size] of the rows of groups begin .. end over some columns, row i at e + i stride:
+    // those of each row with later rows of the group. add: to what is there.
     template <class T>
-    int64_t min_from_rows(const T* e, const T* scale, int64_t n, int64_t d, const Groups& groups, int64_t begin, int64_t end, T* products,
-                          T* similarity, int64_t* pairs);
+    void group_products(const T* e, int64_t stride, int64_t columns, const Groups& groups, int64_t begin, int64_t end, bool add,
+                        T* products);
+
+    // The smallest cosine of groups begin .. end, given such products over all columns, and the rows that have it.
+    template <class T>
+    void min_of_products(const T* products, const T* scale, const Groups& groups, int64_t begin, int64_t end, T* similarity,
+                         int64_t* pairs);
 
     // out[c] = scale sum over k of factor[k] e[row[k] stride + c] for 0 <= c < columns.
     template <class T>

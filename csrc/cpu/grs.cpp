@@ -1,5 +1,9 @@
 #include "cpu/grs.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 
@@ -30,12 +34,73 @@ std::unique_ptr<T[]> scratch(int64_t count) {
   return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(count));
 }
 
+// Touching fresh memory page by page costs as much as computing it: asks for 2 MB pages. Only for what malloc maps by itself
+// (32 MB and more), so that no other memory is affected.
+void expect_large(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t{1} << 21;
+  if (bytes < int64_t{1} << 25) return;
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) & ~(kPage - 1);
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) & ~(kPage - 1);
+  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // a refusal changes nothing but time
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 // Products of all rows are n^2 / 2, those of the groups count * size (size - 1) / 2; each times what a product costs in
 // its kernel: blocks of a tile share more loads, but every cosine is then looked up in memory.
 bool all_rows_cost_less(int64_t n, int64_t d, const Groups& groups) {
   if (n > 46340) return false;  // indices of the cosines are int32_t
   const double pairs = 0.5 * groups.count * groups.size * (groups.size - 1);
   return 0.5 * n * (n + kTile) * (d + 16) + pairs * 32 < pairs * (1.5 * d + 16);
+}
+
+// The first group of begin .. end with a row outside 0 .. n - 1 is reported.
+bool rows_exist(const Groups& groups, int64_t n, int64_t begin, int64_t end, First& bad) {
+  for (int64_t g = begin; g < end; g++) {
+    const int64_t* rows = groups.side[g & groups.last_side] + (g >> groups.last_side) * groups.size;
+    if (std::any_of(rows, rows + groups.size, [&](int64_t row) { return row < 0 || row >= n; })) return bad.report(g), false;
+  }
+  return true;
+}
+
+template <class T>
+void min_from_rows(const Set<T>& set, int64_t n, const Groups& groups, First& bad, T* similarity, int64_t* pairs) {
+  const int64_t d = set.d, area = groups.size * groups.size, work = grain(area * d / 2);
+  const T *e = set.rows(), *scale = set.scales(n);
+  constexpr int64_t kBytes = 1 << 22, kWidth = 256;
+  if (n * d * static_cast<int64_t>(sizeof(T)) <= kBytes || groups.count * groups.size < 4 * n) {
+    parallel_for(0, groups.count, work, [&](int64_t begin, int64_t end) {
+      if (!rows_exist(groups, n, begin, end, bad)) return;
+      const auto products = scratch<T>(area);
+      for (int64_t g = begin; g < end; g++) {
+        PAMKD_PICK(group_products<T>)(e, d, d, groups, g, g + 1, false, products.get());
+        PAMKD_PICK(min_of_products<T>)(products.get(), scale, groups, g, g + 1, similarity, pairs);
+      }
+    });
+    return;
+  }
+  // The rows of a group lie far apart in a large matrix, a memory page each. Some columns of all rows, packed, are few pages
+  // and stay in a cache while many groups read them.
+  const int64_t most = std::min(groups.count, std::max<int64_t>(1, 4 * kBytes / (area * static_cast<int64_t>(sizeof(T)))));
+  const auto panel = scratch<T>(n * kWidth), products = scratch<T>(most * area);
+  for (int64_t from = 0; from < groups.count && !bad.any(); from += most) {
+    const int64_t to = std::min(groups.count, from + most);
+    if (!rows_exist(groups, n, from, to, bad)) return;
+    for (int64_t k = 0; k < d; k += kWidth) {
+      const int64_t columns = std::min(kWidth, d - k);
+      parallel_for(0, n, grain(columns), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) std::copy_n(e + i * d + k, columns, panel.get() + i * kWidth);
+      });
+      parallel_for(from, to, work, [&](int64_t begin, int64_t end) {
+        PAMKD_PICK(group_products<T>)(panel.get(), kWidth, columns, groups, begin, end, k > 0, products.get() + (begin - from) * area);
+      });
+    }
+    parallel_for(from, to, grain(area), [&](int64_t begin, int64_t end) {
+      PAMKD_PICK(min_of_products<T>)(products.get() + (begin - from) * area, scale, groups, begin, end, similarity, pairs);
+    });
+  }
 }
 
 }  // namespace
@@ -97,16 +162,7 @@ void min_similarities(const std::vector<Set<T>>& sets, int64_t n, const Groups& 
         if (g >= 0) bad.report(g);
       });
     } else {
-      parallel_for(0, groups.count, grain(pairs_each * set.d), [&](int64_t begin, int64_t end) {
-        // Groups of which the products fit a few MB, so that a chunk of the columns serves many of them.
-        const int64_t area = groups.size * groups.size, most = std::max<int64_t>(1, std::min(end - begin, (int64_t{1} << 19) / area));
-        const auto products = scratch<T>(most * area);
-        for (int64_t from = begin; from < end; from += most) {
-          const int64_t g = PAMKD_PICK(min_from_rows<T>)(set.rows(), set.scales(n), n, set.d, groups, from, std::min(end, from + most),
-                                                         products.get(), to, pairs_to);
-          if (g >= 0) return bad.report(g);
-        }
-      });
+      min_from_rows(set, n, groups, bad, to, pairs_to);
     }
   }
   if (!bad.any()) return;
@@ -131,6 +187,7 @@ template <class T>
 void min_similarity_gradient(const Set<T>& set, int64_t n, int64_t count, const T* grad, const T* similarity, const int64_t* pairs,
                              const char* op, T* gradient) {
   const int64_t d = set.d;
+  expect_large(gradient, n * d * static_cast<int64_t>(sizeof(T)));
   // Row i has the partners partner[from[i]] .. and itself as the last one.
   std::vector<int64_t> from(static_cast<size_t>(n) + 1);
   for (int64_t i = 0; i < n; i++) from[i + 1] = 1;
