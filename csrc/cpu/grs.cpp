@@ -69,7 +69,7 @@ template <class T>
 void min_from_rows(const Set<T>& set, int64_t n, const Groups& groups, First& bad, T* similarity, int64_t* pairs) {
   const int64_t d = set.d, area = groups.size * groups.size, work = grain(area * d / 2);
   const T *e = set.rows(), *scale = set.scales(n);
-  constexpr int64_t kBytes = 1 << 22, kWidth = 256;
+  constexpr int64_t kBytes = 1 << 22, kWidth = 512;
   if (n * d * static_cast<int64_t>(sizeof(T)) <= kBytes || groups.count * groups.size < 4 * n) {
     parallel_for(0, groups.count, work, [&](int64_t begin, int64_t end) {
       if (!rows_exist(groups, n, begin, end, bad)) return;
