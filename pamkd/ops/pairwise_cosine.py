@@ -21,7 +21,8 @@ def pairwise_cosine(embeddings: Tensor) -> Tensor:
         embeddings: [L, N, D], L sets of N rows; float32 or float64, or bfloat16 or float16 computed in float32; any strides.
 
     Returns:
-        [L, N, N], exactly symmetric. A zero row has cosine 0 with everything. Differentiable once; twice through `pamkd.reference.pairwise_cosine`.
+        [L, N, N], exactly symmetric. A zero row has cosine 0 with everything. Differentiable once; twice through
+        `pamkd.reference.pairwise_cosine`.
 
     Raises:
         TypeError: not floating point.
