@@ -1,58 +1,61 @@
 // pairwise_cosine: cos [l, n, n] of the rows of e [l, n, d], and its gradient.
-#include "cpu/cosine.h"
+#include <tuple>
+
+#include "cpu/grs.h"
 
 namespace pamkd {
 namespace {
 
-constexpr const char* kOp = "pairwise_cosine";
+using torch::stable::new_empty;
 
-Tensor forward(const Tensor& e_) {
-  STD_TORCH_CHECK(e_.dim() == 3, kOp, ": embeddings have shape ", shape_of(e_), "; needed is [L, N, D]");
+std::tuple<Tensor, Tensor> forward(const Tensor& e_) {
+  constexpr const char* op = "pairwise_cosine";
+  check_shape(op, "embeddings", e_, {-1, -1, -1});
   const Tensor e = dense(e_);
-  const int64_t l = e.size(0), n = e.size(1), d = e.size(2);
-  return dispatch_floating(kOp, e, [&](auto zero) {
+  const int64_t l = e.size(0), n = e.size(1);
+  const Tensor cosine = new_empty(e, {l, n, n}), scale = new_empty(e, {l, n});
+  dispatch_floating(op, e, [&](auto zero) {
     using T = decltype(zero);
-    const Tensor unit = torch::stable::empty_like(e), inverse = torch::stable::new_empty(e, {l * n});
-    normalise(kOp, e.const_data_ptr<T>(), unit.mutable_data_ptr<T>(), inverse.mutable_data_ptr<T>(), l * n, d);
-    return torch::stable::matmul(unit, torch::stable::transpose(unit, 1, 2));
+    auto sets = grs::sets_of<T>(e, scale);
+    grs::scale_rows(sets, n, op, "embeddings");
+    for (int64_t b = 0; b < l; b++) grs::cosines(sets[b], n, true, cosine.mutable_data_ptr<T>() + b * n * n);
   });
+  return {cosine, scale};
 }
 
-// grad_e_i = (sum_j (g_ij + g_ji) unit_j - [sum_j (g_ij + g_ji) cos_ij] unit_i) / |e_i|
-Tensor backward(const Tensor& grad_, const Tensor& e_, const Tensor& cosine_) {
-  const Tensor e = dense(e_), grad = dense(grad_), cosine = dense(cosine_);
-  check_same("pairwise_cosine_backward", "grad", grad, e);
+// With w_ij = (g_ij + g_ji) scale_j off the diagonal and w_ii less scale_i sum_j (g_ij + g_ji) cos_ij, the gradient of
+// row i is scale_i sum_j w_ij e_j.
+Tensor backward(const Tensor& grad_, const Tensor& e_, const Tensor& cosine_, const Tensor& scale_) {
+  constexpr const char* op = "pairwise_cosine_backward";
+  check_shape(op, "embeddings", e_, {-1, -1, -1});
+  const Tensor e = dense(e_), grad = dense(grad_), cosine = dense(cosine_), scale = dense(scale_);
   const int64_t l = e.size(0), n = e.size(1), d = e.size(2);
-  return dispatch_floating("pairwise_cosine_backward", e, [&](auto zero) {
+  check_same(op, "grad", grad, e);
+  check_shape(op, "grad", grad, {l, n, n});
+  check_shape(op, "cosine", cosine, {l, n, n});
+  check_shape(op, "scale", scale, {l, n});
+  const Tensor gradient = new_empty(e, {l, n, d});
+  dispatch_floating(op, e, [&](auto zero) {
     using T = decltype(zero);
-    const Tensor unit = torch::stable::empty_like(e), inverse = torch::stable::new_empty(e, {l * n});
-    normalise(kOp, e.const_data_ptr<T>(), unit.mutable_data_ptr<T>(), inverse.mutable_data_ptr<T>(), l * n, d);
-    const Tensor both = torch::stable::new_empty(grad, {l, n, n}), self = torch::stable::new_empty(e, {l * n});
-    const T *g = grad.const_data_ptr<T>(), *c = cosine.const_data_ptr<T>(), *u = unit.const_data_ptr<T>();
-    const T* inv = inverse.const_data_ptr<T>();
-    T *b = both.mutable_data_ptr<T>(), *s = self.mutable_data_ptr<T>();
-    torch::stable::parallel_for(0, l * n, 1 + 16384 / (n + 1), [&](int64_t from, int64_t to) {
-      for (int64_t row = from; row < to; ++row) {
-        const int64_t base = row / n * n * n, i = row % n;
-        double total = 0;
-        for (int64_t j = 0; j < n; ++j) {
-          const T w = g[base + i * n + j] + g[base + j * n + i];
-          b[base + i * n + j] = w;
-          total += double(w) * double(c[base + i * n + j]);
+    const auto sets = grs::sets_of<T>(e, scale);
+    const auto weight = std::make_unique_for_overwrite<T[]>(static_cast<size_t>(n * n));
+    for (int64_t b = 0; b < l; b++) {
+      const T *g = grad.const_data_ptr<T>() + b * n * n, *c = cosine.const_data_ptr<T>() + b * n * n, *s = sets[b].scale;
+      torch::stable::parallel_for(0, n, grain(4 * n), [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; i++) {
+          double own = 0;
+          for (int64_t j = 0; j < n; j++) {
+            const T both = g[i * n + j] + g[j * n + i];
+            weight[i * n + j] = both * s[j];
+            own += static_cast<double>(both) * c[i * n + j];
+          }
+          if (!grs::clamped(s[i])) weight[i * n + i] -= static_cast<T>(own * s[i]);
         }
-        s[row] = T(total);
-      }
-    });
-    Tensor out = torch::stable::matmul(both, unit);
-    T* o = out.mutable_data_ptr<T>();
-    torch::stable::parallel_for(0, l * n, 1 + 16384 / (d + 1), [&](int64_t from, int64_t to) {
-      for (int64_t row = from; row < to; ++row) {
-        const T scale = inv[row] < 0 ? -inv[row] : inv[row], project = inv[row] < 0 ? T(0) : s[row];
-        for (int64_t k = 0; k < d; ++k) o[row * d + k] = (o[row * d + k] - project * u[row * d + k]) * scale;
-      }
-    });
-    return out;
+      });
+      grs::weighted_rows(sets[b], n, weight.get(), gradient.mutable_data_ptr<T>() + b * n * d);
+    }
   });
+  return gradient;
 }
 
 }  // namespace

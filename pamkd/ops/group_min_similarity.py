@@ -9,8 +9,9 @@ from pamkd import reference
 from pamkd.ops._embeddings import check_embeddings, check_groups, example_embeddings, example_groups, widened
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 
-define("group_min_similarity(Tensor embeddings, Tensor groups) -> (Tensor, Tensor)")
-define("group_min_similarity_backward(Tensor grad, Tensor embeddings, Tensor similarity, Tensor pairs) -> Tensor")
+# `scale` [L, N] is 1 / max(norm, 1e-8) of each row, kept for the backward pass.
+define("group_min_similarity(Tensor embeddings, Tensor groups) -> (Tensor similarity, Tensor pairs, Tensor scale)")
+define("group_min_similarity_backward(Tensor grad, Tensor embeddings, Tensor similarity, Tensor pairs, Tensor scale) -> Tensor")
 
 
 def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,33 +30,39 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
 
     Raises:
         TypeError: embeddings not floating point, or groups not int64.
-        ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, tensors on different devices.
-        RuntimeError: a group index out of range, or NaN or infinity in a row (it is named).
+        ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, tensors on different devices; a group
+            index out of range, NaN or infinity in a row (the CPU kernel names the index and the row).
+        NotImplementedError: differentiated twice.
     """
     check_embeddings("group_min_similarity", "embeddings", embeddings)
     check_groups("group_min_similarity", "groups", groups, embeddings)
     embeddings = widened(embeddings)
     if not has_kernel("group_min_similarity", embeddings):
         return reference.group_min_similarity(embeddings, groups)
-    return torch.ops.pamkd.group_min_similarity(embeddings, groups)
+    similarity, pairs, _ = torch.ops.pamkd.group_min_similarity(embeddings, groups)
+    return similarity, pairs
 
 
 @torch.library.register_fake("pamkd::group_min_similarity", lib=LIB)
 def _(embeddings, groups):
-    sets, count = embeddings.shape[0], groups.shape[0]
-    return embeddings.new_empty(sets, count), groups.new_empty(sets, count, 2)
+    (sets, rows, _), count = embeddings.shape, groups.shape[0]
+    return embeddings.new_empty(sets, count), groups.new_empty(sets, count, 2), embeddings.new_empty(sets, rows)
 
 
 @torch.library.register_fake("pamkd::group_min_similarity_backward", lib=LIB)
-def _(grad, embeddings, similarity, pairs):
+def _(grad, embeddings, similarity, pairs, scale):
     return embeddings.new_empty(embeddings.shape)
 
 
 def _setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(inputs[0], *output)
 
 
-def _backward(ctx, grad, _):
+def _backward(ctx, grad, *_):
+    if grad is None:
+        return None, None
     return torch.ops.pamkd.group_min_similarity_backward(grad, *ctx.saved_tensors), None
 
 

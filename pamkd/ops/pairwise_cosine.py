@@ -9,8 +9,9 @@ from pamkd import reference
 from pamkd.ops._embeddings import check_embeddings, example_embeddings, widened
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 
-define("pairwise_cosine(Tensor embeddings) -> Tensor")
-define("pairwise_cosine_backward(Tensor grad, Tensor embeddings, Tensor cosine) -> Tensor")
+# `scale` [L, N] is 1 / max(norm, 1e-8) of each row, kept for the backward pass.
+define("pairwise_cosine(Tensor embeddings) -> (Tensor cosine, Tensor scale)")
+define("pairwise_cosine_backward(Tensor grad, Tensor embeddings, Tensor cosine, Tensor scale) -> Tensor")
 
 
 def pairwise_cosine(embeddings: Tensor) -> Tensor:
@@ -20,37 +21,40 @@ def pairwise_cosine(embeddings: Tensor) -> Tensor:
         embeddings: [L, N, D], L sets of N rows; float32 or float64, or bfloat16 or float16 computed in float32; any strides.
 
     Returns:
-        [L, N, N]. A zero row has cosine 0 with everything. Differentiable once; twice through `pamkd.reference.pairwise_cosine`.
+        [L, N, N], exactly symmetric. A zero row has cosine 0 with everything. Differentiable once; twice through
+        `pamkd.reference.pairwise_cosine`.
 
     Raises:
         TypeError: not floating point.
-        ValueError: not [L, N, D], or empty.
-        RuntimeError: NaN or infinity in a row (its number is named).
+        ValueError: not [L, N, D], or empty; NaN or infinity in a row (the CPU kernel names it).
+        NotImplementedError: differentiated twice.
     """
     check_embeddings("pairwise_cosine", "embeddings", embeddings)
     embeddings = widened(embeddings)
     if not has_kernel("pairwise_cosine", embeddings):
         return reference.pairwise_cosine(embeddings)
-    return torch.ops.pamkd.pairwise_cosine(embeddings)
+    return torch.ops.pamkd.pairwise_cosine(embeddings)[0]
 
 
 @torch.library.register_fake("pamkd::pairwise_cosine", lib=LIB)
 def _(embeddings):
     sets, rows, _ = embeddings.shape
-    return embeddings.new_empty(sets, rows, rows)
+    return embeddings.new_empty(sets, rows, rows), embeddings.new_empty(sets, rows)
 
 
 @torch.library.register_fake("pamkd::pairwise_cosine_backward", lib=LIB)
-def _(grad, embeddings, cosine):
+def _(grad, embeddings, cosine, scale):
     return embeddings.new_empty(embeddings.shape)
 
 
 def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, output)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, *output)
 
 
-def _backward(ctx, grad):
-    return torch.ops.pamkd.pairwise_cosine_backward(grad, *ctx.saved_tensors)
+def _backward(ctx, grad, _):
+    return None if grad is None else torch.ops.pamkd.pairwise_cosine_backward(grad, *ctx.saved_tensors)
 
 
 torch.library.register_autograd("pamkd::pairwise_cosine", _backward, setup_context=_setup, lib=LIB)

@@ -198,10 +198,8 @@ def test_thread_count_and_repetition_change_nothing():
         (sim * torch.arange(4000)).sum().backward()
         results.append((sim.detach(), pairs, leaf.grad))
     torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(results[1], results[2], strict=True))
-    for other in (results[0], results[3]):
-        torch.testing.assert_close(other[0], results[1][0], rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(other[2], results[1][2], rtol=1e-4, atol=1e-2)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @settings(max_examples=60, deadline=None)
