@@ -48,8 +48,11 @@ CellPlan make_plan(const CellSpec& spec, const Tensor& s0, const std::optional<T
   if (s1) check(*s1, "s1", s0.scalar_type(), {s0.size(0), spec.channels, s0.size(2), s0.size(3)});
   check(weights, "weights", s0.scalar_type(), {spec.num_weights});
   check(mix, "mix", s0.scalar_type(), {int64_t(spec.edges.size()), spec.columns});
-  if (s0.numel() == 0) throw std::invalid_argument("mixed_cell: s0 is empty");
-  return CellPlan(spec, s0.size(0), s0.size(2), s0.size(3));
+  const CellPlan plan(spec, s0.size(0), s0.size(2), s0.size(3));
+  if (plan.n * plan.node_pixels() < 2) throw std::invalid_argument("mixed_cell: s0 has fewer than two values per channel and node");
+  if (spec.reduction && spec.partial > 1 && (plan.h % 2 != 0 || plan.w % 2 != 0))
+    throw std::invalid_argument("mixed_cell: s0 has odd sizes in a reduction cell with partial channels");
+  return plan;
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights, const Tensor& mix,

@@ -34,7 +34,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
 
     Raises:
         TypeError: the tensors are not of one floating-point dtype, or on several devices.
-        ValueError: a shape does not fit `spec`.
+        ValueError: a shape does not fit `spec`, or the nodes have one value per channel, whose variance BatchNorm cannot take.
 
     Source: Liu et al., DARTS: Differentiable Architecture Search (ICLR 2019), equation 2 and the published cell.
     """
@@ -105,6 +105,11 @@ def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: Ce
             raise ValueError(
                 f"mixed_cell: {name} has shape {tuple(tensor.shape)}; every input state is [n, {spec.channels}, h, w] of one size"
             )
+    h, w, _ = _sizes(s0, spec)
+    if s0.shape[0] * h * w < 2:
+        raise ValueError(
+            f"mixed_cell: s0 has shape {tuple(s0.shape)}; BatchNorm needs more than one value per channel: enlarge the batch or the images"
+        )
     if weights.dim() != 1 or weights.shape[0] != spec.num_weights:
         raise ValueError(f"mixed_cell: weights has shape {tuple(weights.shape)}; the spec's flat slice is [{spec.num_weights}]")
     if tuple(mix.shape) != (spec.edges, spec.columns):

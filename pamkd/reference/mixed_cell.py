@@ -75,7 +75,8 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
 def _edge(x: Tensor, edge: int, of: dict[tuple[int, int], list[Tensor]], mix: Tensor, spec: CellSpec) -> Tensor:
     stride = spec.stride(edge)
     head = x[:, : spec.op_channels]
-    y = sum(mix[i] * operation(name, head, stride, of.get((edge, i), [])) for i, name in enumerate(spec.candidates[edge]))
+    terms = [mix[i] * operation(name, head, stride, of.get((edge, i), [])) for i, name in enumerate(spec.candidates[edge])]
+    y = sum(terms) if terms else operation("none", head, stride, [])
     if spec.partial == 1:
         return y
     rest = x[:, spec.op_channels :]
