@@ -80,7 +80,7 @@ def test_low_precision(name, dtype):
     torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EXAMPLES.keys() - {"mixed_cell"})
+@pytest.mark.parametrize("name", EXAMPLES.keys() - {"mixed_cell", "relu_conv_norm"})
 def test_gradcheck(name):
     arguments = arguments_of(name)
     small = [
@@ -113,7 +113,7 @@ def test_opcheck(name, dtype):
     opcheck(OPERATIONS[name], tuple(arguments_of(name, dtype)))
 
 
-@pytest.mark.parametrize("name", EXAMPLES.keys() - {"mixed_cell"})
+@pytest.mark.parametrize("name", EXAMPLES.keys() - {"mixed_cell", "relu_conv_norm"})
 def test_compile(name):
     arguments = arguments_of(name, torch.float32)
     compiled = torch.compile(EXAMPLES[name].operation, fullgraph=True, backend="aot_eager")
@@ -121,7 +121,7 @@ def test_compile(name):
     torch.testing.assert_close(first(compiled(*arguments)), expected)
 
 
-@pytest.mark.parametrize("name", EXAMPLES.keys() - {"mixed_cell"})
+@pytest.mark.parametrize("name", EXAMPLES.keys() - {"mixed_cell", "relu_conv_norm"})
 def test_double_backward_is_refused(name):
     arguments = arguments_of(name)
     leaf = next(a for a in arguments if isinstance(a, Tensor) and a.requires_grad)
