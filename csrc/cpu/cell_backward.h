@@ -12,23 +12,6 @@ struct CellGradients {
   T* mix;        // zero-filled, or null
 };
 
-// Coefficients of a BatchNorm's input gradient: weight * d(out) / d(z) . g = a * g + b * (z - mean) + c, from the sums
-// over the batch of g and of g * (z - mean).
-template <class T>
-struct NormInput {
-  std::vector<T> a, b, c;
-
-  NormInput(Index lanes, double weight, const T* scale, const double* sum, const double* dot, double count)
-      : a(lanes), b(lanes), c(lanes) {
-    for (Index i = 0; i < lanes; i++) {
-      const double s = scale[i];
-      a[i] = T(weight * s);
-      b[i] = T(-weight * s * s * s * dot[i] / count);
-      c[i] = T(-weight * s * sum[i] / count);
-    }
-  }
-};
-
 template <class T>
 class CellBackward {
  public:
@@ -157,7 +140,7 @@ class CellBackward {
     for (int pool = 0; pool < 2; pool++) {
       if (!pool_begun[pool]) continue;
       const T *mean = run_.pool_statistic(state, pool * 2), *scale = run_.pool_statistic(state, pool * 2 + 1);
-      const NormInput<T> norm(plan_.lanes, 1, scale, pool_sums[pool].data(), pool_sums[pool].data() + plan_.lanes, double(plan_.n) * pixels_);
+      const NormInput<T> norm(plan_.lanes, [](Index) { return 1.0; }, scale, pool_sums[pool].data(), pool_sums[pool].data() + plan_.lanes, double(plan_.n) * pixels_);
       pool_input(pool, step, h, w, pooled[pool], mean, norm, pool_grad[pool], g);
     }
     if (through)

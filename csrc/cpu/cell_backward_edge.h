@@ -104,7 +104,7 @@ bool CellBackward<T>::convolutions(Index e, const T* g, T* const* pooled, Sums* 
   const double count = double(plan_.n) * pixels_;
   std::vector<NormInput<T>> norms;
   for (size_t j = 0; j < works.size(); j++)
-    norms.emplace_back(lanes, run_.weight(e, works[j].conv->column), run_.statistic(e, works[j].conv->column, 3), sums.data(),
+    norms.emplace_back(lanes, [&](Index) { return double(run_.weight(e, works[j].conv->column)); }, run_.statistic(e, works[j].conv->column, 3), sums.data(),
                        sums.data() + (1 + j) * lanes, count);
   const Buffer<T> partial(to_.weights ? run_.shares.count() * edge_plan.packed : 0, true);
   const Index half_size = Index(works.size()) * 2 * lanes;
@@ -172,7 +172,7 @@ bool CellBackward<T>::convolutions(Index e, const T* g, T* const* pooled, Sums* 
       for (Index c = 0; c < half_size; c++) total[c] += half_sums.get()[share * half_size + c];
     std::vector<NormInput<T>> first;
     for (size_t j = 0; j < works.size(); j++)
-      first.emplace_back(lanes, 1, run_.statistic(e, works[j].conv->column, 1), total.data() + j * 2 * lanes, total.data() + (j * 2 + 1) * lanes, count);
+      first.emplace_back(lanes, [](Index) { return 1.0; }, run_.statistic(e, works[j].conv->column, 1), total.data() + j * 2 * lanes, total.data() + (j * 2 + 1) * lanes, count);
     run_.shares.each([&](Index share, Index i) {
       const Scratch<T>& s = scratch[share];
       T *dx = dx_.get() + i * size, *dw = to_.weights ? partial.get() + share * edge_plan.packed : nullptr;

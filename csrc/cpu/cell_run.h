@@ -1,7 +1,11 @@
 // The steps of a mixed cell that forward and backward share.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
 #include "cpu/cell_plan.h"
+#include "cpu/norm.h"
 
 namespace pamkd {
 
@@ -42,35 +46,6 @@ class CellRun {
   T* pool_statistic(Index state, int part) const {
     return statistics + ((Index(spec.edges.size()) * spec.columns + state) * 4 + part) * plan.lanes;
   }
-
-  // Moments of `slots` maps, image by image; combined in double by Chan's rule, so that the deviation of the mean counts.
-  class Moments {
-   public:
-    Moments(const CellRun& run, Index slots) : run_(run), values_(slots * run.plan.n * 2 * run.plan.lanes) {}
-    void take(Index slot, Index image, const T* map, Index pixels) const {
-      double* at = of(slot, image);
-      run_.k.pass.moments(map, run_.plan.groups, pixels, at, at + run_.plan.lanes);
-    }
-    void finish(Index slot, Index pixels, T* mean, T* scale) const {
-      const Index n = run_.plan.n, lanes = run_.plan.lanes;
-      for (Index c = 0; c < lanes; c++) {
-        double total = 0, squares = 0;
-        for (Index i = 0; i < n; i++) total += of(slot, i)[c];
-        total /= n;
-        for (Index i = 0; i < n; i++) {
-          const double shift = of(slot, i)[c] - total;
-          squares += of(slot, i)[lanes + c] + pixels * shift * shift;
-        }
-        mean[c] = T(total);
-        scale[c] = T(1 / std::sqrt(squares / (double(n) * pixels) + kEpsilon));
-      }
-    }
-
-   private:
-    double* of(Index slot, Index image) const { return values_.get() + (slot * run_.plan.n + image) * 2 * run_.plan.lanes; }
-    const CellRun& run_;
-    Buffer<double> values_;
-  };
 
   std::vector<Scratch<T>> scratch(Index h, Index w) const {
     Index taps = 1;
@@ -120,7 +95,7 @@ class CellRun {
     if (jobs.empty()) return;
     const Index stride = spec.edges[edge].stride, image = plan.node_pixels() * plan.lanes, pixels = plan.node_pixels();
     const Index from = scratch[0].tile.h * scratch[0].tile.w * plan.lanes;
-    Moments moments(*this, jobs.size());
+    Moments<T> moments(k.pass, plan.n, plan.groups, jobs.size());
     bool second = false;
     shares.each([&](Index share, Index i) {
       const Scratch<T>& s = scratch[share];
@@ -134,7 +109,7 @@ class CellRun {
     });
     for (size_t j = 0; j < jobs.size(); j++) {
       const int part = jobs[j].conv->separable ? 0 : 2;
-      moments.finish(j, pixels, statistic(edge, jobs[j].conv->column, part), statistic(edge, jobs[j].conv->column, part + 1));
+      moments.finish(j, pixels, kEpsilon, statistic(edge, jobs[j].conv->column, part), statistic(edge, jobs[j].conv->column, part + 1));
       second |= jobs[j].conv->separable;
     }
     if (!second) return;
@@ -150,7 +125,7 @@ class CellRun {
     });
     for (size_t j = 0; j < jobs.size(); j++)
       if (jobs[j].conv->separable)
-        moments.finish(j, pixels, statistic(edge, jobs[j].conv->column, 2), statistic(edge, jobs[j].conv->column, 3));
+        moments.finish(j, pixels, kEpsilon, statistic(edge, jobs[j].conv->column, 2), statistic(edge, jobs[j].conv->column, 3));
   }
 
   // Which pools any edge that leaves the state uses: bit 0 max, bit 1 average. `all`: also those of weight 0.
@@ -183,7 +158,7 @@ class CellRun {
       low.emplace_back(plan.groups, h, w, 1, -std::numeric_limits<T>::infinity());
       zero.emplace_back(plan.groups, h, w, 1);
     }
-    Moments moments(*this, 2);
+    Moments<T> moments(k.pass, plan.n, plan.groups, 2);
     shares.each([&](Index share, Index i) {
       for (int pool = 0; pool < 2; pool++) {
         if (!maps[pool]) continue;
@@ -198,7 +173,7 @@ class CellRun {
       }
     });
     for (int pool = 0; pool < 2; pool++)
-      if (maps[pool]) moments.finish(pool, plan.node_pixels(), pool_statistic(state, pool * 2), pool_statistic(state, pool * 2 + 1));
+      if (maps[pool]) moments.finish(pool, plan.node_pixels(), kEpsilon, pool_statistic(state, pool * 2), pool_statistic(state, pool * 2 + 1));
   }
 
   // Partial channels: channel o of a node is channel o / k of the mixture where o % k == 0, else of the bypass.

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -66,6 +65,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& s0, const std::optional
   with_type(s0, [&](auto zero) {
     using T = decltype(zero);
     std::memset(data<T>(statistics), 0, plan.statistics() * sizeof(T));
+    prefer_huge_pages(data<T>(q), q.numel() * sizeof(T));
     const CellRun<T> run(plan, data<T>(flat), data<T>(mixture), data<T>(statistics));
     const T* const inputs[2] = {data<T>(x0), data<T>(x1)};
     cell_forward<T>(run, inputs, data<T>(out), keep ? data<T>(q) : nullptr);

@@ -198,34 +198,49 @@ void add_inside(Map<const T> from, T* g, Index groups, Index h, Index width) {
     }
 }
 
+// The first COUNT channels of a vector; the copies have constant sizes.
+template <class T, int COUNT>
+PAMKD_INLINE void block_group(const T* rows, Index stride, T* map, Index pixels) {
+  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
+    V<T> v = {};
+    __builtin_memcpy(&v, rows, COUNT * sizeof(T));
+    store(map, v);
+  }
+}
+
+template <class T, int COUNT>
+PAMKD_INLINE void unblock_group(const T* map, T* rows, Index stride, Index pixels) {
+  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
+    const V<T> v = load(map);
+    __builtin_memcpy(rows, &v, COUNT * sizeof(T));
+  }
+}
+
+#define PAMKD_COUNTS(f, ...)         \
+  switch (count) {                   \
+    case 1: f<T, 1>(__VA_ARGS__); break; \
+    case 2: f<T, 2>(__VA_ARGS__); break; \
+    case 3: f<T, 3>(__VA_ARGS__); break; \
+    case 4: f<T, 4>(__VA_ARGS__); break; \
+    case 5: f<T, 5>(__VA_ARGS__); break; \
+    case 6: f<T, 6>(__VA_ARGS__); break; \
+    case 7: f<T, 7>(__VA_ARGS__); break; \
+    default: f<T, 8>(__VA_ARGS__);   \
+  }
+
 template <class T>
 void block(const T* rows, Index stride, Index channels, T* map, Index pixels) {
-  for (Index c = 0; c < channels; c += kBlock) {
+  for (Index c = 0; c < channels; c += kBlock, map += pixels * kBlock) {
     const Index count = channels - c < kBlock ? channels - c : kBlock;
-    for (Index p = 0; p < pixels; p++, map += kBlock) {
-      const T* from = rows + p * stride + c;
-      if (count == kBlock) {
-        store(map, load(from));
-      } else {
-        V<T> v = {};
-        for (Index k = 0; k < count; k++) v[k] = from[k];
-        store(map, v);
-      }
-    }
+    PAMKD_COUNTS(block_group, rows + c, stride, map, pixels)
   }
 }
 
 template <class T>
 void unblock(const T* map, T* rows, Index stride, Index channels, Index pixels) {
-  for (Index c = 0; c < channels; c += kBlock) {
+  for (Index c = 0; c < channels; c += kBlock, map += pixels * kBlock) {
     const Index count = channels - c < kBlock ? channels - c : kBlock;
-    for (Index p = 0; p < pixels; p++, map += kBlock) {
-      T* to = rows + p * stride + c;
-      if (count == kBlock)
-        store(to, load(map));
-      else
-        for (Index k = 0; k < count; k++) to[k] = map[k];
-    }
+    PAMKD_COUNTS(unblock_group, map, rows + c, stride, pixels)
   }
 }
 

@@ -9,6 +9,8 @@ from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, re
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
 
+KERNEL_DTYPES = (torch.float32, torch.float64)  # others take the eager composition, which PyTorch computes in their precision
+
 define("mixed_cell_forward(Tensor s0, Tensor? s1, Tensor weights, Tensor mix, int[] spec, bool keep) -> (Tensor, Tensor, Tensor)")
 define(
     "mixed_cell_backward(Tensor grad, Tensor s0, Tensor? s1, Tensor weights, Tensor mix, Tensor nodes, Tensor first_halves, "
@@ -39,7 +41,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     Source: Liu et al., DARTS: Differentiable Architecture Search (ICLR 2019), equation 2 and the published cell.
     """
     _check(s0, s1, weights, mix, spec)
-    if s0.dtype != torch.float32 or not has_kernel("mixed_cell", s0):
+    if s0.dtype not in KERNEL_DTYPES or not has_kernel("mixed_cell", s0):
         return reference.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
     nodes, _, _ = torch.ops.pamkd.mixed_cell_forward(s0, s1, weights, mix, spec.encode(), keep)
@@ -76,12 +78,15 @@ def _(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0
 
 def _setup(ctx, inputs, output):
     s0, s1, weights, mix, ctx.spec, ctx.keep = inputs
+    ctx.set_materialize_grads(False)  # else autograd fills a zero gradient for first_halves, the largest tensor of all
     ctx.save_for_backward(s0, s1, weights, mix, *output)
 
 
 def _backward(ctx, grad, _first_halves, _statistics):
     if not ctx.keep:
         raise RuntimeError("pamkd::mixed_cell_forward: nothing was kept for backward; call it with keep=True, or pamkd.ops.mixed_cell")
+    if grad is None:
+        return (None,) * 6
     need = ctx.needs_input_grad[:4]
     grads = torch.ops.pamkd.mixed_cell_backward(grad, *ctx.saved_tensors, ctx.spec, *need)
     return *(g if needed else None for g, needed in zip(grads, need, strict=True)), None, None

@@ -1,0 +1,122 @@
+// Buffers and framed tiles of the convolution operations, their kernels for this CPU, and the images' shares of the threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "cpu/passes.h"
+#include "cpu/pointwise.h"
+#include "cpu/stencil.h"
+
+namespace pamkd {
+
+template <class T>
+struct Kernels {
+  const StencilKernels<T>& stencil;
+  const PointwiseKernels<T>& pointwise;
+  const PassKernels<T>& pass;
+};
+
+template <class T>
+Kernels<T> kernels() {
+  if constexpr (std::is_same_v<T, float>)
+    return {PAMKD_PICK(stencils_float)(), PAMKD_PICK(pointwise_float)(), PAMKD_PICK(passes_float)()};
+  else
+    return {PAMKD_PICK(stencils_double)(), PAMKD_PICK(pointwise_double)(), PAMKD_PICK(passes_double)()};
+}
+
+// Asks for 2 MB pages under a large buffer: its first touch would otherwise fault once per 4 kB, a tenth of a search step.
+inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t huge = uintptr_t(1) << 21, begin = (reinterpret_cast<uintptr_t>(data) + 4095) & ~uintptr_t(4095);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~uintptr_t(4095);
+  if (bytes >= 2 * huge && end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// Uninitialised aligned memory.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(Index size, bool zero = false) : size_(size) {
+    const size_t bytes = (size * sizeof(T) + 63) / 64 * 64 + 64;
+    memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!memory_) throw std::bad_alloc();
+    prefer_huge_pages(memory_.get(), bytes);
+    if (zero) std::memset(memory_.get(), 0, bytes);
+  }
+  T* get() const { return memory_.get(); }
+  Index size() const { return size_; }
+  explicit operator bool() const { return bool(memory_); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> memory_;
+  Index size_ = 0;
+};
+
+constexpr Index kFrame = 4;  // of zeros around a tile: what a dilated 5x5 convolution reads beyond the edge
+
+// A tile of one image with a frame around it.
+template <class T>
+struct Tile {
+  Buffer<T> memory;
+  Index groups, h, w, frame;
+
+  Tile() = default;
+  Tile(Index groups_, Index h_, Index w_, Index frame_, T value = 0)
+      : memory(groups_ * (h_ + 2 * frame_) * (w_ + 2 * frame_) * kBlock), groups(groups_), h(h_), w(w_), frame(frame_) {
+    for (Index i = 0; i < memory.size(); i++) memory.get()[i] = value;
+  }
+  // The tile seen from `pad` samples up and left of its first pixel.
+  Map<T> from(Index pad) const {
+    const Index row = (w + 2 * frame) * kBlock;
+    return {memory.get() + (frame - pad) * (row + kBlock), (h + 2 * frame) * row, row, kBlock};
+  }
+  Map<const T> read(Index pad) const {
+    const Map<T> map = from(pad);
+    return {map.data, map.group, map.row, map.pixel};
+  }
+};
+
+template <class T>
+Map<T> dense(T* data, Index h, Index w) {
+  return {data, h * w * kBlock, w * kBlock, kBlock};
+}
+
+// Images in fixed shares, one a thread: sums over images are bit-identical for one number of threads.
+class Shares {
+ public:
+  explicit Shares(Index n) : n_(n) {
+    const Index threads = torch::stable::get_num_threads();
+    count_ = threads < n ? threads : n;
+    if (count_ < 1) count_ = 1;
+  }
+  Index count() const { return count_; }
+  // f(share, image) for all images.
+  template <class F>
+  void each(const F& f) const {
+    torch::stable::parallel_for(0, count_, 1, [&](int64_t begin, int64_t end) {
+      for (Index share = begin; share < end; share++)
+        for (Index i = n_ * share / count_; i < n_ * (share + 1) / count_; i++) f(share, i);
+    });
+  }
+
+ private:
+  Index n_, count_;
+};
+
+}  // namespace pamkd

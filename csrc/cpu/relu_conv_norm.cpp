@@ -1,0 +1,284 @@
+// pamkd::relu_conv_norm_forward and pamkd::relu_conv_norm_backward on the CPU.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "common/check.h"
+#include "cpu/norm.h"
+
+namespace pamkd {
+namespace {
+
+using Maybe = std::optional<Tensor>;
+
+// Geometry of one call: x [n, in, h, w], relu, optional depthwise k x k, pointwise to `out` channels, BatchNorm.
+struct Plan {
+  Index n, in, out, h, w, k, stride, dilation, to_h, to_w, groups, to_groups;
+
+  Plan(const Tensor& x, const Maybe& depthwise, const Tensor& pointwise, int64_t stride_, int64_t dilation_) {
+    if (x.dim() != 4) throw std::invalid_argument("relu_conv_norm: x has shape " + shape_of(x) + "; needed is [n, c, h, w]");
+    n = x.size(0), in = x.size(1), h = x.size(2), w = x.size(3);
+    k = depthwise ? depthwise->size(-1) : 1, stride = stride_, dilation = dilation_;
+    if (stride < 1 || stride > 2 || dilation < 1 || dilation > 2 || (!depthwise && (stride > 1 || dilation > 1)))
+      throw std::invalid_argument("relu_conv_norm: stride and dilation are 1 or 2, and 1 without a depthwise convolution");
+    if (depthwise && (depthwise->dim() != 4 || depthwise->size(0) != in || depthwise->size(1) != 1 || depthwise->size(2) != k || (k != 3 && k != 5)))
+      throw std::invalid_argument("relu_conv_norm: depthwise has shape " + shape_of(*depthwise) + "; needed is [c, 1, k, k] with k 3 or 5");
+    if (pointwise.dim() != 4 || pointwise.size(1) != in || pointwise.size(2) != 1 || pointwise.size(3) != 1)
+      throw std::invalid_argument("relu_conv_norm: pointwise has shape " + shape_of(pointwise) + "; needed is [channels, c, 1, 1]");
+    out = pointwise.size(0);
+    to_h = (h + stride - 1) / stride, to_w = (w + stride - 1) / stride;
+    groups = (in + kBlock - 1) / kBlock, to_groups = (out + kBlock - 1) / kBlock;
+    if (n * to_h * to_w < 2 || in < 1 || out < 1)
+      throw std::invalid_argument("relu_conv_norm: x has fewer than two values per channel, whose variance BatchNorm cannot take");
+  }
+  Index pixels() const { return h * w; }
+  Index to_pixels() const { return to_h * to_w; }
+  Index lanes() const { return groups * kBlock; }
+  Index to_lanes() const { return to_groups * kBlock; }
+  Index z() const { return n * to_pixels() * to_lanes(); }
+  Index pad() const { return dilation * (k / 2); }
+};
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+Tensor rows(const Tensor& map) { return torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast); }
+
+Tensor empty_map(const Tensor& like, Index n, Index c, Index h, Index w) {
+  return torch::stable::empty({n, c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// Weights in the kernels' order: depthwise, pointwise, and both for input gradients.
+template <class T>
+struct Packed {
+  Buffer<T> dw, pw, flipped, turned;
+
+  Packed(const Plan& p, const T* depthwise, const T* pointwise)
+      : dw(p.lanes() * p.k * p.k, true), pw(p.lanes() * p.to_lanes(), true), flipped(p.lanes() * p.k * p.k, true),
+        turned(p.lanes() * p.to_lanes(), true) {
+    const Index kk = p.k * p.k;
+    for (Index i = 0; i < p.in && depthwise; i++)
+      for (Index t = 0; t < kk; t++) {
+        dw.get()[dw_at(i, t, kk)] = depthwise[i * kk + t];
+        flipped.get()[dw_at(i, kk - 1 - t, kk)] = depthwise[i * kk + t];
+      }
+    for (Index o = 0; o < p.out; o++)
+      for (Index i = 0; i < p.in; i++) {
+        pw.get()[pw_at(o, i, p.lanes())] = pointwise[o * p.in + i];
+        turned.get()[pw_at(i, o, p.to_lanes())] = pointwise[o * p.in + i];
+      }
+  }
+  static Index dw_at(Index i, Index t, Index kk) { return (i / kBlock * kk + t) * kBlock + i % kBlock; }
+  static Index pw_at(Index o, Index i, Index lanes) { return (o / kBlock * lanes + i) * kBlock + o % kBlock; }
+};
+
+// One thread's memory: x blocked, relu(x) framed for the depthwise convolution, its output.
+template <class T>
+struct Scratch {
+  Buffer<T> x, d, g;
+  Tile<T> tile, spread;
+  Scratch(const Plan& p, bool depthwise)
+      : x(p.pixels() * p.lanes()), d(std::max(p.pixels(), p.to_pixels()) * p.lanes()), g(p.to_pixels() * p.to_lanes()),
+        tile(p.groups, depthwise ? p.h : 0, depthwise ? p.w : 0, kFrame), spread(p.groups, depthwise ? p.h : 0, depthwise ? p.w : 0, kFrame) {}
+};
+
+template <class T>
+std::vector<Scratch<T>> scratches(const Plan& p, const Shares& shares, bool depthwise) {
+  std::vector<Scratch<T>> all;
+  for (Index i = 0; i < shares.count(); i++) all.emplace_back(p, depthwise);
+  return all;
+}
+
+// d = depthwise(relu(x)) or relu(x) of one image, blocked.
+template <class T>
+void first_layers(const Plan& p, const Kernels<T>& k, const T* x, bool depthwise, const Packed<T>& packed, const Scratch<T>& s) {
+  k.pass.block(x, p.in, p.in, s.x.get(), p.pixels());
+  if (!depthwise) {
+    k.pass.fill(s.x.get(), nullptr, nullptr, true, dense(s.d.get(), p.h, p.w), p.groups, p.h, p.w);
+    return;
+  }
+  k.pass.fill(s.x.get(), nullptr, nullptr, true, s.tile.from(0), p.groups, p.h, p.w);
+  k.stencil.depthwise(p.k, p.dilation, p.stride, false, s.tile.read(p.pad()), packed.dw.get(), dense(s.d.get(), p.to_h, p.to_w), p.groups,
+                      p.to_h, p.to_w);
+}
+
+template <class T>
+void run_forward(const Plan& p, const T* x, const T* depthwise, const T* pointwise, const T* weight, const T* bias, double eps, T* y, T* z,
+                 T* statistics) {
+  const Kernels<T> k = kernels<T>();
+  const Shares shares(p.n);
+  const Packed<T> packed(p, depthwise, pointwise);
+  const Index image = p.to_pixels() * p.to_lanes(), lanes = p.to_lanes();
+  Moments<T> moments(k.pass, p.n, p.to_groups, 1);
+  const std::vector<Scratch<T>> scratch = scratches<T>(p, shares, depthwise);
+  shares.each([&](Index share, Index i) {
+    const Scratch<T>& s = scratch[share];
+    first_layers(p, k, x + i * p.pixels() * p.in, depthwise, packed, s);
+    k.pointwise.product(s.d.get(), p.to_pixels() * kBlock, p.groups, packed.pw.get(), dense(z + i * image, p.to_h, p.to_w), p.to_groups, p.to_h, p.to_w);
+    moments.take(0, i, z + i * image, p.to_pixels());
+  });
+  T *mean = statistics, *scale = statistics + lanes;
+  moments.finish(0, p.to_pixels(), eps, mean, scale, statistics + 2 * lanes);
+  std::vector<T> a(scale, scale + lanes), shift(lanes), zeros(lanes);
+  for (Index c = 0; c < p.out; c++) {
+    if (weight) a[c] *= weight[c];
+    if (bias) shift[c] = bias[c];
+  }
+  shares.each([&](Index share, Index i) {
+    T* to = scratch[share].g.get();
+    k.pass.norm_input(z + i * image, z + i * image, mean, zeros.data(), a.data(), shift.data(), to, p.to_groups, p.to_pixels());
+    k.pass.unblock(to, y + i * p.to_pixels() * p.out, p.out, p.out, p.to_pixels());
+  });
+}
+
+template <class T>
+struct Gradients {
+  T *x, *depthwise, *pointwise, *weight, *bias;  // null where not needed
+};
+
+template <class T>
+void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, const T* pointwise, const T* weight, const T* z,
+                  const T* statistics, const Gradients<T>& to) {
+  const Kernels<T> k = kernels<T>();
+  const Shares shares(p.n);
+  const Packed<T> packed(p, depthwise, pointwise);
+  const Index image = p.to_pixels() * p.to_lanes(), lanes = p.to_lanes(), to_row = p.to_pixels() * p.out, kk = p.k * p.k;
+  const T *mean = statistics, *scale = statistics + lanes;
+  const std::vector<Scratch<T>> scratch = scratches<T>(p, shares, depthwise);
+  const Buffer<T> sums(shares.count() * 2 * lanes, true);
+  shares.each([&](Index share, Index i) {
+    const Scratch<T>& s = scratch[share];
+    k.pass.block(grad + i * to_row, p.out, p.out, s.g.get(), p.to_pixels());
+    const T* map = z + i * image;
+    k.pass.dots(s.g.get(), 1, &map, mean, sums.get() + share * 2 * lanes, p.to_groups, p.to_pixels());
+  });
+  std::vector<double> sum(2 * lanes);
+  for (Index share = 0; share < shares.count(); share++)
+    for (Index c = 0; c < 2 * lanes; c++) sum[c] += sums.get()[share * 2 * lanes + c];
+  for (Index c = 0; c < p.out; c++) {
+    if (to.weight) to.weight[c] = T(sum[lanes + c] * scale[c]);
+    if (to.bias) to.bias[c] = T(sum[c]);
+  }
+  const bool weights = to.depthwise || to.pointwise;
+  if (!weights && !to.x) return;
+  const auto factor = [&](Index c) { return weight && c < p.out ? double(weight[c]) : 1.0; };
+  const NormInput<T> norm(lanes, factor, scale, sum.data(), sum.data() + lanes, double(p.n) * p.to_pixels());
+
+  const Index pw_size = p.lanes() * lanes, dw_size = p.lanes() * kk;
+  const Buffer<T> partial(shares.count() * (pw_size + dw_size), true), zeros(p.lanes(), true), unused(shares.count() * 2 * p.lanes(), true);
+  shares.each([&](Index share, Index i) {
+    const Scratch<T>& s = scratch[share];
+    T *pw = partial.get() + share * (pw_size + dw_size), *dw = pw + pw_size, *g = s.g.get();
+    k.pass.block(grad + i * to_row, p.out, p.out, g, p.to_pixels());
+    k.pass.norm_input(g, z + i * image, mean, norm.a.data(), norm.b.data(), norm.c.data(), g, p.to_groups, p.to_pixels());
+    first_layers(p, k, x + i * p.pixels() * p.in, depthwise, packed, s);
+    if (to.pointwise)
+      k.pointwise.weight(s.d.get(), p.to_pixels() * kBlock, p.groups, g, p.to_pixels() * kBlock, pw, p.to_groups, p.to_pixels());
+    T* dx = s.d.get();
+    if (!depthwise) {
+      if (!to.x) return;
+      k.pointwise.product(g, p.to_pixels() * kBlock, p.to_groups, packed.turned.get(), dense(dx, p.h, p.w), p.groups, p.h, p.w);
+    } else {
+      Map<T> spread = s.spread.from(0);
+      spread.row *= p.stride, spread.pixel *= p.stride;
+      k.pointwise.product(g, p.to_pixels() * kBlock, p.to_groups, packed.turned.get(), spread, p.groups, p.to_h, p.to_w);
+      if (to.depthwise)
+        k.stencil.depthwise_weight(p.k, p.dilation, p.stride, s.tile.read(p.pad()), {spread.data, spread.group, spread.row, spread.pixel}, dw,
+                                   p.groups, p.to_h, p.to_w);
+      if (!to.x) return;
+      k.stencil.depthwise(p.k, p.dilation, 1, false, s.spread.read(p.pad()), packed.flipped.get(), dense(dx, p.h, p.w), p.groups, p.h, p.w);
+    }
+    k.pass.relu_norm_input(dx, s.x.get(), zeros.get(), dx, unused.get() + share * 2 * p.lanes(), p.groups, p.pixels());
+    k.pass.unblock(dx, to.x + i * p.pixels() * p.in, p.in, p.in, p.pixels());
+  });
+  const auto total = [&](Index at) {
+    double value = 0;
+    for (Index share = 0; share < shares.count(); share++) value += partial.get()[share * (pw_size + dw_size) + at];
+    return T(value);
+  };
+  for (Index o = 0; o < p.out && to.pointwise; o++)
+    for (Index i = 0; i < p.in; i++) to.pointwise[o * p.in + i] = total(Packed<T>::pw_at(o, i, p.lanes()));
+  for (Index i = 0; i < p.in && to.depthwise; i++)
+    for (Index t = 0; t < kk; t++) to.depthwise[i * kk + t] = total(pw_size + Packed<T>::dw_at(i, t, kk));
+}
+
+template <class F>
+void with_type(const Tensor& tensor, const F& f) {
+  if (tensor.scalar_type() == ScalarType::Double) return f(double{});
+  if (tensor.scalar_type() == ScalarType::Float) return f(float{});
+  throw std::invalid_argument("relu_conv_norm: the compiled operation takes float32 and float64");
+}
+
+Maybe dense_or_none(const char* name, const Maybe& tensor, const Tensor& like) {
+  if (!tensor) return std::nullopt;
+  if (tensor->scalar_type() != like.scalar_type()) throw std::invalid_argument(std::string("relu_conv_norm: ") + name + " and x differ in dtype");
+  return torch::stable::contiguous(*tensor);
+}
+
+Maybe vector_or_none(const char* name, const Maybe& tensor, const Tensor& like, Index size) {
+  if (tensor && (tensor->dim() != 1 || tensor->size(0) != size))
+    throw std::invalid_argument(std::string("relu_conv_norm: ") + name + " has shape " + shape_of(*tensor) + "; needed is one value per output channel");
+  return dense_or_none(name, tensor, like);
+}
+
+template <class T>
+T* pointer(const Maybe& tensor) {
+  return tensor ? data<T>(*tensor) : nullptr;
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Maybe& depthwise, const Tensor& pointwise, const Maybe& weight,
+                                           const Maybe& bias, int64_t stride, int64_t dilation, double eps) {
+  const Plan plan(x, depthwise, pointwise, stride, dilation);
+  const Tensor from = rows(x);
+  const Maybe dw = dense_or_none("depthwise", depthwise, x), pw = dense_or_none("pointwise", pointwise, x);
+  const Maybe a = vector_or_none("weight", weight, x, plan.out), b = vector_or_none("bias", bias, x, plan.out);
+  Tensor y = empty_map(x, plan.n, plan.out, plan.to_h, plan.to_w);
+  Tensor z = torch::stable::new_empty(x, {plan.z()}), statistics = torch::stable::new_empty(x, {3, plan.to_lanes()});
+  with_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    prefer_huge_pages(data<T>(z), plan.z() * sizeof(T));
+    run_forward<T>(plan, data<T>(from), pointer<T>(dw), pointer<T>(pw), pointer<T>(a), pointer<T>(b), eps, data<T>(y), data<T>(z),
+                   data<T>(statistics));
+  });
+  return {y, z, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Maybe& depthwise, const Tensor& pointwise,
+                                                            const Maybe& weight, const Tensor& z, const Tensor& statistics, int64_t stride,
+                                                            int64_t dilation, std::vector<int64_t> need) {
+  const Plan plan(x, depthwise, pointwise, stride, dilation);
+  if (grad.dim() != 4 || grad.size(0) != plan.n || grad.size(1) != plan.out || grad.size(2) != plan.to_h || grad.size(3) != plan.to_w ||
+      z.numel() != plan.z() || statistics.numel() != 3 * plan.to_lanes() || need.size() != 5)
+    throw std::invalid_argument("relu_conv_norm: grad and what forward kept do not fit x and the weights");
+  for (const Tensor& t : {grad, z, statistics})
+    if (t.scalar_type() != x.scalar_type()) throw std::invalid_argument("relu_conv_norm: grad and x differ in dtype");
+  const Tensor from = rows(x), g = rows(grad);
+  const Maybe dw = dense_or_none("depthwise", depthwise, x), pw = dense_or_none("pointwise", pointwise, x);
+  const Maybe a = vector_or_none("weight", weight, x, plan.out);
+  const auto vector = [&](bool needed) { return torch::stable::new_empty(x, {needed ? plan.out : 0}); };
+  Tensor dx = need[0] ? empty_map(x, plan.n, plan.in, plan.h, plan.w) : torch::stable::new_empty(x, {0});
+  Tensor ddw = need[1] ? torch::stable::new_empty(x, {plan.in, 1, plan.k, plan.k}) : torch::stable::new_empty(x, {0});
+  Tensor dpw = need[2] ? torch::stable::new_empty(x, {plan.out, plan.in, 1, 1}) : torch::stable::new_empty(x, {0});
+  Tensor da = vector(need[3]), db = vector(need[4]);
+  with_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto needed = [&](int i, const Tensor& t) { return need[i] ? data<T>(t) : nullptr; };
+    run_backward<T>(plan, data<T>(g), data<T>(from), pointer<T>(dw), pointer<T>(pw), pointer<T>(a), data<T>(z), data<T>(statistics),
+                    {needed(0, dx), needed(1, ddw), needed(2, dpw), needed(3, da), needed(4, db)});
+  });
+  return {dx, ddw, dpw, da, db};
+}
+
+}  // namespace
+}  // namespace pamkd
+
+STABLE_TORCH_LIBRARY_IMPL(pamkd, CPU, m) {
+  m.impl("relu_conv_norm_forward", TORCH_BOX(&pamkd::forward));
+  m.impl("relu_conv_norm_backward", TORCH_BOX(&pamkd::backward));
+}

@@ -1,0 +1,152 @@
+"""relu, (depthwise and) pointwise convolution and BatchNorm as one operation: the layer that DARTS cells are made of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.reference import relu_conv_norm as reference
+
+KERNEL_DTYPES = (torch.float32, torch.float64)
+
+define(
+    "relu_conv_norm_forward(Tensor x, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor? bias, int stride, int dilation, "
+    "float eps) -> (Tensor, Tensor, Tensor)"
+)
+define(
+    "relu_conv_norm_backward(Tensor grad, Tensor x, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor z, Tensor statistics, "
+    "int stride, int dilation, int[] need) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def relu_conv_norm(
+    x: Tensor,
+    depthwise: Tensor | None,
+    pointwise: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm(conv2d(conv2d(relu(x), depthwise, groups=c), pointwise)) on the statistics of the batch.
+
+    Of the maps between, only the BatchNorm's input is kept for backward.
+
+    Args:
+        x: [n, c, h, w], float32 or float64 for the fused kernel, any strides; channels_last is the fast format.
+        depthwise: [c, 1, k, k] with k 3 or 5, padded to keep h and w; None for none.
+        pointwise: [channels, c, 1, 1].
+        weight, bias: [channels] of the BatchNorm, or None for 1 and 0.
+        stride, dilation: of the depthwise convolution, 1 or 2.
+        eps: of the BatchNorm.
+
+    Returns:
+        y [n, channels, ceil(h / stride), ceil(w / stride)] in channels_last; mean and biased variance [channels] of the
+        batch, not differentiable, for running statistics. Differentiable once in x and all weights.
+
+    Raises:
+        TypeError: the tensors differ in dtype or device, or are not floating-point.
+        ValueError: a shape, stride or dilation that is not listed above, or one value per channel.
+    """
+    _check(x, depthwise, pointwise, weight, bias, stride, dilation)
+    if x.dtype not in KERNEL_DTYPES or not has_kernel("relu_conv_norm", x):
+        y, mean, variance = reference.relu_conv_norm(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
+        return y.contiguous(memory_format=torch.channels_last), mean, variance
+    y, _, statistics = torch.ops.pamkd.relu_conv_norm_forward(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
+    mean, _, variance = statistics.detach()[:, : y.shape[1]]
+    return y, mean, variance
+
+
+def _check(
+    x: Tensor, depthwise: Tensor | None, pointwise: Tensor, weight: Tensor | None, bias: Tensor | None, stride: int, dilation: int
+) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"relu_conv_norm: x is {x.dtype}; a floating-point tensor is needed")
+    for name, tensor in (("depthwise", depthwise), ("pointwise", pointwise), ("weight", weight), ("bias", bias)):
+        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
+            found = f"{name} is {tensor.dtype} on {tensor.device} and x is {x.dtype} on {x.device}"
+            raise TypeError(f"relu_conv_norm: {found}; convert them to one dtype and device")
+    if x.dim() != 4:
+        raise ValueError(f"relu_conv_norm: x has shape {tuple(x.shape)}; needed is [n, c, h, w]")
+    c = x.shape[1]
+    if depthwise is None and (stride, dilation) != (1, 1):
+        raise ValueError(f"relu_conv_norm: stride {stride} and dilation {dilation} without a depthwise convolution; needed is 1 and 1")
+    if stride not in (1, 2) or dilation not in (1, 2):
+        raise ValueError(f"relu_conv_norm: stride is {stride} and dilation {dilation}; each is 1 or 2")
+    if depthwise is not None and tuple(depthwise.shape) not in ((c, 1, 3, 3), (c, 1, 5, 5)):
+        raise ValueError(f"relu_conv_norm: depthwise has shape {tuple(depthwise.shape)}; needed is [{c}, 1, k, k] with k 3 or 5")
+    if pointwise.dim() != 4 or tuple(pointwise.shape[1:]) != (c, 1, 1):
+        raise ValueError(f"relu_conv_norm: pointwise has shape {tuple(pointwise.shape)}; needed is [channels, {c}, 1, 1]")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tuple(tensor.shape) != (pointwise.shape[0],):
+            raise ValueError(f"relu_conv_norm: {name} has shape {tuple(tensor.shape)}; needed is [{pointwise.shape[0]}]")
+    if x.shape[0] * (-(-x.shape[2] // stride)) * (-(-x.shape[3] // stride)) < 2:
+        needed = "BatchNorm needs more than one value per channel: enlarge the batch or the images"
+        raise ValueError(f"relu_conv_norm: x has shape {tuple(x.shape)}; {needed}")
+
+
+def _lanes(pointwise: Tensor) -> int:
+    return (pointwise.shape[0] + 7) // 8 * 8
+
+
+@torch.library.register_fake("pamkd::relu_conv_norm_forward", lib=LIB)
+def _(x, depthwise, pointwise, weight, bias, stride, dilation, eps):
+    n, _, h, w = x.shape
+    h, w = (h + stride - 1) // stride, (w + stride - 1) // stride
+    y = x.new_empty(n, h, w, pointwise.shape[0]).permute(0, 3, 1, 2)
+    return y, x.new_empty(n * h * w * _lanes(pointwise)), x.new_empty(3, _lanes(pointwise))
+
+
+@torch.library.register_fake("pamkd::relu_conv_norm_backward", lib=LIB)
+def _(grad, x, depthwise, pointwise, weight, z, statistics, stride, dilation, need):
+    n, c, h, w = x.shape
+    channels = pointwise.shape[0]
+    dx = x.new_empty(n, h, w, c).permute(0, 3, 1, 2) if need[0] else x.new_empty(0)
+    ddepthwise = x.new_empty(depthwise.shape) if need[1] else x.new_empty(0)
+    dpointwise = x.new_empty(pointwise.shape) if need[2] else x.new_empty(0)
+    return dx, ddepthwise, dpointwise, x.new_empty(channels if need[3] else 0), x.new_empty(channels if need[4] else 0)
+
+
+def _setup(ctx, inputs, output):
+    x, depthwise, pointwise, weight, _, ctx.stride, ctx.dilation, _ = inputs
+    ctx.set_materialize_grads(False)  # else autograd fills a zero gradient for z
+    ctx.save_for_backward(x, depthwise, pointwise, weight, *output[1:])
+
+
+def _backward(ctx, grad, _z, _statistics):
+    if grad is None:
+        return (None,) * 8
+    need = ctx.needs_input_grad[:5]
+    grads = torch.ops.pamkd.relu_conv_norm_backward(grad, *ctx.saved_tensors, ctx.stride, ctx.dilation, [int(n) for n in need])
+    return *(g if needed else None for g, needed in zip(grads, need, strict=True)), None, None, None
+
+
+torch.library.register_autograd("pamkd::relu_conv_norm_forward", _backward, setup_context=_setup, lib=LIB)
+deny_double_backward("pamkd::relu_conv_norm_backward", "use pamkd.reference.relu_conv_norm.relu_conv_norm")
+
+
+def _example() -> tuple:
+    random = torch.Generator().manual_seed(0)
+    x, depthwise, pointwise = (
+        torch.randn(*shape, generator=random, dtype=torch.float64).requires_grad_()
+        for shape in ((3, 11, 9, 8), (11, 1, 5, 5), (13, 11, 1, 1))
+    )
+    weight, bias = (torch.randn(13, generator=random, dtype=torch.float64).requires_grad_() for _ in range(2))
+    return x, depthwise, pointwise, weight, bias
+
+
+def _cropped(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def run(*arguments):
+        return function(*arguments)[0][..., 1:]  # the sum of squares of a whole normalised map would be a constant
+
+    return run
+
+
+register(_cropped(relu_conv_norm), _cropped(reference.relu_conv_norm), _example, cpu="C++")

@@ -1,0 +1,27 @@
+"""relu, depthwise convolution, pointwise convolution and BatchNorm composed of plain PyTorch calls."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relu_conv_norm(
+    x: Tensor,
+    depthwise: Tensor | None,
+    pointwise: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    dilation: int = 1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm(conv1x1(depthwise(relu(x)))) on batch statistics, and the mean and biased variance of the batch."""
+    x = F.relu(x)
+    if depthwise is not None:
+        padding = dilation * (depthwise.shape[-1] // 2)
+        x = F.conv2d(x, depthwise, None, stride, padding, dilation, groups=x.shape[1])
+    z = F.conv2d(x, pointwise)
+    variance, mean = torch.var_mean(z.detach(), (0, 2, 3), correction=0)
+    return F.batch_norm(z, None, None, weight, bias, training=True, eps=eps), mean, variance
