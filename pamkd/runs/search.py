@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import Augment, Batches, derived_seed, generator, halves, load_dataset
+from pamkd.data import IMAGENET_SHARES, Augment, Batches, derived_seed, generator, halves, load_dataset
 from pamkd.methods.pamkd import Pamkd, StepReport
 from pamkd.runs import checkpoint
 from pamkd.runs.config import CONFIG_NAME, FREE, SearchConfig, read_config, save_config, to_dict
@@ -235,11 +235,12 @@ def search(config: SearchConfig) -> SearchResult:
     if config.threads:
         torch.set_num_threads(config.threads)
     dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
-    train, valid = halves(dataset.labels, config.seed, config.train_portion)
-    size, digits = dataset.image_shape[1], config.dataset == "digits"
-    padding = config.crop_padding if config.crop_padding is not None else 0 if digits else size // 8
+    digits, imagenet = config.dataset == "digits", config.dataset == "imagenet"
+    train, valid = halves(dataset.labels, config.seed, IMAGENET_SHARES if imagenet else config.train_portion)
+    size = dataset.image_shape[1]
+    padding = config.crop_padding if config.crop_padding is not None else 0 if digits or imagenet else size // 8
     flip = config.flip if config.flip is not None else not digits
-    augment = Augment(dataset.mean, dataset.std, padding=padding, flip=flip, cutout=config.cutout)
+    augment = Augment(dataset.mean, dataset.std, padding=padding, flip=flip, cutout=config.cutout, resized_crop=imagenet)
     plain = Augment(dataset.mean, dataset.std, padding=0, flip=False, cutout=0)
     facts = {
         "dataset": {
