@@ -71,7 +71,7 @@ class ImageDataset(Dataset):
 
     def _indices(self, indices: Tensor | Sequence[int]) -> Tensor:
         indices = torch.as_tensor(indices, dtype=torch.int64)
-        if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < len(self)):
+        if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= len(self)):
             raise ValueError(f"indices from {int(indices.min())} to {int(indices.max())} into a dataset of {len(self)} images")
         return indices
 
@@ -167,7 +167,8 @@ class ImageFiles(ImageDataset):
         elif self.resize is not None:
             picture = _centre(picture, self.resize, (height, width))
         elif picture.size != (width, height):
-            raise ValueError(_other_size(self.path(index), picture.size, self.path(0), (width, height)))
+            sizes = f"{picture.width}x{picture.height}, not {width}x{height} as the first training image"
+            raise ValueError(f"image {self.path(index)} is {sizes}: make all of one size, or have them resized (--image-size PIXELS)")
         return _to_tensor(picture)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageFiles:
@@ -201,8 +202,9 @@ def load_dataset(
     - imagenet: `root/train/<class>/*` and `root/val/<class>/*`, read from the files; the shorter side resized to 8/7 of
       `image_size` (224), then the centre cropped (256 and 224).
     - folder: any `root/train/<class>/*.jpg` with `root/test` or `root/val` beside it. Pictures must be of one size, or
-      `image_size` is given: the shorter side is resized to it and the centre cropped. Grey pictures (all of the first
-      ones of the classes) give one channel, others three. Up to 2 GiB of pixels are decoded into memory.
+      `image_size` is given: the shorter side is resized to it and the centre cropped. One channel where the first
+      training image of every class is grey, else three; a test set takes size and channels of its training set. Up
+      to 2 GiB of pixels are decoded into memory.
 
     Raises FileNotFoundError when something is missing, ValueError when it is unusable; both name it.
     """
@@ -259,18 +261,20 @@ def _folder(name: str, root: Path, train: bool, image_size: int | None) -> Image
             raise FileNotFoundError(f"{root} holds neither test/ nor val/: needed is one of them, with a folder of images per class")
         if unknown := sorted(set(_classes(part)) - set(classes)):
             raise ValueError(f"{part} holds the class {unknown[0]!r}, which {root / 'train'} does not hold")
-    paths, labels, firsts = [], [], []
+    paths, labels = [], []
     for label, name_of_class in enumerate(classes):
         found = _images_below(part / name_of_class)
         if not found and (train or (part / name_of_class).is_dir()):
             raise ValueError(f"folder {part / name_of_class} holds no images ({', '.join(EXTENSIONS)}): fill it or remove it")
-        firsts += found[:1]
         paths += [os.fsencode(path.relative_to(root)) for path in found]
         labels += [label] * len(found)
     where = (root, np.array(paths, dtype=np.bytes_), torch.tensor(labels))
     if name == "imagenet":
         size = image_size or 224
         return ImageFiles(name, classes, *where, (3, size, size), round(size * 8 / 7), IMAGENET_STATISTICS)
+    firsts = [path for name_of_class in classes for path in _images_below(root / "train" / name_of_class)[:1]]
+    if not firsts:
+        raise ValueError(f"{root / 'train'} holds no images ({', '.join(EXTENSIONS)})")
     looked = [_look(path) for path in firsts]
     channels = 1 if all(grey for _, grey in looked) else 3
     height, width = (image_size, image_size) if image_size else looked[0][0][::-1]
@@ -278,9 +282,10 @@ def _folder(name: str, root: Path, train: bool, image_size: int | None) -> Image
     if len(files) * channels * height * width > MEMORY_LIMIT:
         return files
     images = torch.empty(len(files), channels, height, width, dtype=torch.uint8)
+    pixels = images.numpy()  # an assignment costs half of a tensor's
 
     def fill(index: int) -> None:
-        images[index] = files.read_one(index, None)
+        pixels[index] = files.read_one(index, None).numpy()
 
     for _ in _parallel(fill, range(len(files))):
         pass
@@ -335,11 +340,6 @@ def _decode(path: Path, channels: int) -> Image.Image:
 
 def _unreadable(path: Path, error: Exception) -> str:
     return f"image {path} cannot be read ({' '.join(str(error).split())}): repair or remove it"
-
-
-def _other_size(path: Path, size: tuple[int, int], first: Path, needed: tuple[int, int]) -> str:
-    sizes = "{}x{}, not {}x{}".format(*size, *needed)
-    return f"image {path} is {sizes} as {first}: make all of one size, or have them resized (--image-size PIXELS)"
 
 
 def _centre(picture: Image.Image, resize: int, size: tuple[int, int]) -> Image.Image:

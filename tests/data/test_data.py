@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pamkd.data import Augment, Batches, derived_seed, generator, halves, load_dataset
+from pamkd.data import Augment, Batches, ImageFiles, derived_seed, generator, halves, load_dataset
 from pamkd.data.groups import sample_groups
 
 
@@ -70,7 +71,7 @@ def test_statistics_are_those_of_all_pixels(tree):
 def test_images_are_resized_and_cropped(tree):
     assert load_dataset("folder", tree, image_size=8).image_shape == (3, 8, 8)
     picture(5, size=(20, 30)).save(tree / "train" / "cat" / "1.png")
-    with pytest.raises(ValueError, match=r"1\.png is 30x20, not 12x9 as .*--image-size"):
+    with pytest.raises(ValueError, match=r"1\.png is 30x20, not 12x9 as the first training image: .*--image-size"):
         load_dataset("folder", tree)
     assert len(load_dataset("folder", tree, image_size=8)) == 8
 
@@ -80,6 +81,109 @@ def test_grey_folder_has_one_channel(tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
         picture(1, mode="L").save(tmp_path / "train" / name / "x.png")
     assert load_dataset("folder", tmp_path).image_shape == (1, 9, 12)
+
+
+def test_test_set_takes_size_and_channels_of_the_training_set(tree):
+    picture(1, mode="L").save(tree / "test" / "cat" / "0.png")
+    assert load_dataset("folder", tree, train=False).image_shape == (3, 9, 12)
+    picture(1, size=(9, 11)).save(tree / "test" / "cat" / "0.png")
+    with pytest.raises(ValueError, match=r"test/cat/0\.png is 11x9, not 12x9 as the first training image"):
+        load_dataset("folder", tree, train=False)
+
+
+def test_pictures_that_cannot_be_taken_are_named(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        picture(1, mode="L").save(tmp_path / "train" / name / "0.png")
+    picture(2).save(tmp_path / "train" / "b" / "1.png")
+    with pytest.raises(ValueError, match=r"b/1\.png is coloured .* where the first ones are grey"):
+        load_dataset("folder", tmp_path)
+    Image.fromarray(np.zeros((9, 12), dtype=np.uint16)).save(tmp_path / "train" / "b" / "1.png")
+    with pytest.raises(ValueError, match=r"b/1\.png has pixels of more than 8 bits"):
+        load_dataset("folder", tmp_path)
+
+
+def test_folders_that_are_incomplete(tree):
+    (tree / "test" / "horse").mkdir()
+    with pytest.raises(ValueError, match=r"holds the class 'horse', which .*train does not hold"):
+        load_dataset("folder", tree, train=False)
+    (tree / "test").rename(tree / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="neither test/ nor val/"):
+        load_dataset("folder", tree, train=False)
+    (tree / "elsewhere" / "horse").rmdir()
+    (tree / "elsewhere").rename(tree / "val")
+    assert len(load_dataset("folder", tree, train=False)) == 2
+    (tree / "train").rename(tree / "other")
+    (tree / "train").mkdir()
+    with pytest.raises(ValueError, match="train holds no class folders"):
+        load_dataset("folder", tree)
+
+
+@pytest.fixture
+def files(tree, monkeypatch):
+    """The tree's training set, read from its files."""
+    monkeypatch.setattr("pamkd.data.datasets.MEMORY_LIMIT", 0)
+    data = load_dataset("folder", tree)
+    assert isinstance(data, ImageFiles)
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_give_what_memory_gives(files, tree, monkeypatch, workers):
+    monkeypatch.undo()
+    memory = load_dataset("folder", tree)
+    augment = Augment(memory.mean, memory.std, padding=1, flip=True)
+    options = {"seed": 1, "stream": "train", "augment": augment}
+    for (a, x), (b, y) in zip(
+        Batches(memory, [1, 3, 5, 7], 2, **options).epoch(0),
+        Batches(files, [1, 3, 5, 7], 2, workers=workers, **options).epoch(0),
+        strict=True,
+    ):
+        assert torch.equal(a, b) and torch.equal(x, y)
+    assert (files.mean, files.std) == (memory.mean, memory.std) and files.image_shape == memory.image_shape
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_file_is_one_sentence_from_workers_too(files, tree, workers):
+    (tree / "train" / "dog" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^image [^\n]*dog/1\.png cannot be read [^\n]*: repair or remove it$"):
+        list(Batches(files, None, 2, seed=0, stream="train", workers=workers).epoch(0))
+
+
+def test_fingerprint_of_files_and_subsets(files, tree):
+    whole, part = files.fingerprint(), files.subset([0, 6]).fingerprint()
+    assert len({whole, part, files.subset([6, 0]).fingerprint()}) == 3
+    assert files.subset([0, 6]).mean == files.mean and files.subset([0, 6]).labels.tolist() == [0, 1]
+    picture(99, size=(9, 50)).save(tree / "train" / "dog" / "0.png")
+    assert files.fingerprint() != whole and files.subset([0, 6]).fingerprint() == part
+    for indices in ([-1], [8]):
+        with pytest.raises(ValueError, match="into a dataset of 8 images"):
+            files.subset(indices)
+
+
+def test_imagenet_is_resized_and_its_centre_cropped(tree):
+    from torchvision.transforms import v2
+
+    picture(7, size=(40, 30)).save(tree / "train" / "cat" / "0.png")
+    data = load_dataset("imagenet", tree, image_size=14)
+    with Image.open(tree / "train" / "cat" / "0.png") as file:
+        expected = v2.functional.pil_to_tensor(v2.CenterCrop(14)(v2.Resize(16)(file)))
+    assert torch.equal(data[0][0], expected) and data.mean == (0.485, 0.456, 0.406)
+    assert load_dataset("imagenet", tree).image_shape == (3, 224, 224) and load_dataset("imagenet", tree).resize == 256
+
+
+def test_resized_crops_are_a_function_of_their_place(tree):
+    data = load_dataset("imagenet", tree, image_size=8)
+    augment = Augment(data.mean, data.std, flip=True, resized_crop=True, color_jitter=True)
+
+    def epoch(number, start=0, workers=0):
+        batches = Batches(data, None, 2, seed=1, stream="train", augment=augment, workers=workers)
+        return torch.stack([images for images, _ in batches.epoch(number, start)])
+
+    assert torch.equal(epoch(0), epoch(0, workers=2)) and torch.equal(epoch(0)[2:], epoch(0, 2))
+    assert not torch.equal(epoch(0), epoch(1))
+    with pytest.raises(ValueError, match="resized_crop needs a dataset read from files, such as imagenet; train is a Images"):
+        Batches(load_dataset("folder", tree), None, 2, seed=1, stream="train", augment=augment)
 
 
 def test_unreadable_picture_is_named(tree):
@@ -142,6 +246,20 @@ def test_halves_are_disjoint_stratified_and_fixed(portion):
     assert not torch.equal(halves(labels, 4, portion)[0], first)
 
 
+@pytest.mark.parametrize(
+    ("count", "portion", "message"),
+    [
+        (10, 1.0, "needed are positive numbers"),
+        (10, (0.7, 0.4), "of sum 1 at most"),
+        (1, 0.5, "1 images cannot be cut"),
+        (20, (0.1, 0.02), "would be empty"),
+    ],
+)
+def test_impossible_halves(count, portion, message):
+    with pytest.raises(ValueError, match=message):
+        halves(torch.zeros(count), 0, portion)
+
+
 def slow_augment(image, draws, i, padding, cutout, mean, std):
     """One image, step by step, with loops."""
     c, h, w = image.shape
@@ -175,6 +293,100 @@ def test_augmentation_covers_its_range():
     assert set(draws.top.tolist()) == set(draws.left.tolist()) == set(range(5))
     assert set(draws.row.tolist()) == set(range(8)) and set(draws.column.tolist()) == set(range(6))
     assert 0.45 < draws.flip.double().mean() < 0.55
+
+
+def test_augmentation_of_floating_images_keeps_their_dtype():
+    augment = Augment((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), padding=2, flip=True, cutout=4)
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    floating = augment(images.double() / 255, generator(0, "x"))
+    assert floating.dtype == torch.float64
+    torch.testing.assert_close(augment(images, generator(0, "x")).double(), floating, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "options", "message"),
+    [
+        ((0.5,), (0.1, 0.1), {}, "mean has 1 channels and std 2"),
+        ((0.5,), (0.0,), {}, "needed are positive numbers"),
+        ((0.5,), (0.1,), {"padding": -1}, "padding is -1"),
+        ((0.5,), (0.1,), {"color_jitter": True}, "pass resized_crop=True too"),
+    ],
+)
+def test_impossible_augmentation(mean, std, options, message):
+    with pytest.raises(ValueError, match=message):
+        Augment(mean, std, **options)
+
+
+def test_augmentation_refuses_other_images():
+    augment = Augment((0.5,), (0.1,))
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 4\): needed is \[n, 1, h, w\]"):
+        augment(torch.zeros(2, 3, 4, 4), generator(0))
+    with pytest.raises(ValueError, match=r"images are torch\.int64"):
+        augment(torch.zeros(2, 1, 4, 4, dtype=torch.int64), generator(0))
+
+
+class Items(Dataset):
+    """A user's dataset: whatever `make(i)` returns."""
+
+    def __init__(self, make, count=4):
+        self.make, self.count = make, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return self.make(i)
+
+
+def plain(make, **options):
+    return next(iter(Batches(Items(make), None, 4, seed=0, stream="train", shuffle=False, **options).epoch(0)))
+
+
+def test_every_kind_of_image_gives_the_same_batch():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
+    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    kinds = [
+        lambda i: (Image.fromarray(pixels[i]), i),
+        lambda i: (pixels[i], np.int64(i)),
+        lambda i: (pixels[i].transpose(2, 0, 1), torch.tensor(i)),
+        lambda i: (torch.from_numpy(pixels[i]).permute(2, 0, 1), i),
+        lambda i: [expected[i], float(i)],
+    ]
+    for make in kinds:
+        images, labels = plain(make)
+        assert torch.equal(images, expected) and labels.tolist() == [0, 1, 2, 3] and labels.dtype == torch.int64
+    assert plain(lambda i: (pixels[i, :, :, 0], i))[0].shape == (4, 1, 6, 5)
+
+
+def test_random_transforms_repeat_and_leave_the_global_generators_alone():
+    def make(i):
+        return torch.rand(1, 2, 2) + float(np.random.rand()) + random.random(), 0
+
+    torch.manual_seed(5)
+    before = torch.rand(2)
+    torch.manual_seed(5)
+    first = plain(make)[0]
+    assert torch.equal(torch.rand(2), before)
+    assert torch.equal(first, plain(make)[0]) and torch.equal(first, plain(make, workers=2)[0])
+    assert len(first.unique()) == first.numel()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda i: torch.zeros(1, 2, 2), "item 0 of the dataset is a Tensor: needed is a pair"),
+        (lambda i: (torch.zeros(1, 2, 2), "cat"), "the label of item 0 is 'cat'"),
+        (lambda i: (torch.zeros(1, 2, 2), -1), "the label of item 0 is -1"),
+        (lambda i: (torch.zeros(1, 2, 2), 0.5), "the label of item 0 is 0.5"),
+        (lambda i: ("cat.jpg", 0), "the image of item 0 is a str"),
+        (lambda i: (torch.zeros(4, 2, 2), 0), r"the image of item 0 has shape \(4, 2, 2\)"),
+        (lambda i: (torch.zeros(1, 2, 2, dtype=torch.int32), 0), r"the image of item 0 is torch\.int32"),
+        (lambda i: (torch.zeros(1, 2, 2 + i), 0), r"the image of item 1 is \(1, 2, 3\) .* not \(1, 2, 2\) .* of item 0"),
+    ],
+)
+def test_unusable_items_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        plain(make)
 
 
 class Numbers(Dataset):
