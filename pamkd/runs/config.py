@@ -127,6 +127,8 @@ class SearchConfig:
         need(self.group_size >= 2, "group_size", "2 or more images per group")
         need(self.group_pairs >= 0, "group_pairs", "0 (the batch size) or more")
         need(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")
+        fixed = self.dataset == "imagenet"
+        need(not fixed or self.train_portion == 0.5, "train_portion", "no value of your own with imagenet, whose shares are 10 % and 2.5 %")
         need(self.learners == 1 or 2 * self.group_size <= self.batch_size, "batch_size", f"at least 2 * group_size = {2 * self.group_size}")
         need(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
 
