@@ -12,6 +12,7 @@ from pamkd.report.markup import Markup, el, join, significant
 WIDTH = 380
 COLORS = 6  # of the palette in style.py
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
+COLUMNS = 60  # of a heat map
 LEVELS = 12  # colours of a heat map
 CHARACTER = 6.6  # mean width at font size 12
 
@@ -262,3 +263,10 @@ def table(head: Sequence[object], rows: Sequence[Sequence[object]], *, caption: 
     label = el("caption", caption) if caption else join()
     kind = "scroll numeric" if numeric else "scroll"
     return el("div", el("table", label, top, body), class_=kind, tabindex=0, role="region", aria_label=caption or "table")
+
+
+def chosen_epochs(count: int) -> list[int]:
+    """Indices of at most COLUMNS epochs, evenly spread, first and last among them."""
+    if count <= COLUMNS:
+        return list(range(count))
+    return [round(i * (count - 1) / (COLUMNS - 1)) for i in range(COLUMNS)]

@@ -55,3 +55,11 @@ def millions(count: float) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def shown(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else significant(value, digits)

@@ -139,3 +139,25 @@ def entry(value: Any, *path: str | int) -> Any:
         except (KeyError, IndexError, TypeError):
             return None
     return value
+
+
+def retained(run: Run) -> tuple[Genotype | None, int | None]:
+    """The result's genotype and learner, else what the last epoch would give."""
+    learner = run.result.get("learner")
+    if run.genotype is not None:
+        return run.genotype, learner if isinstance(learner, int) else None
+    if not run.epochs:
+        return None, None
+    losses = numbers(run.epochs[-1].get("valid_loss"), run.learners)
+    known = [k for k, loss in enumerate(losses) if loss is not None]
+    if not known:
+        return None, None
+    best = min(known, key=losses.__getitem__)
+    return genotype_of(run.epochs[-1], best), best
+
+
+def genotype_of(row: dict[str, Any], learner: int) -> Genotype | None:
+    try:
+        return Genotype.from_json(entry(row, "genotypes", learner))
+    except ValueError:
+        return None
