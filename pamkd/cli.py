@@ -11,7 +11,8 @@ Command = Callable[[list[str]], int]
 
 
 def _search(argv: list[str]) -> int:
-    from pamkd.runs.config import PRESETS, SearchConfig, parse
+    from pamkd.runs.config import PRESETS, SearchConfig
+    from pamkd.runs.options import parse
     from pamkd.runs.search import default_out, search
 
     config = default_out(parse(SearchConfig, argv, PRESETS, "pamkd search"))
@@ -24,8 +25,9 @@ def _search(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    from pamkd.runs.config import parse
-    from pamkd.runs.evaluate import PRESETS, EvaluateConfig, arguments, evaluate
+    from pamkd.runs.evaluate import evaluate
+    from pamkd.runs.evaluate_config import PRESETS, EvaluateConfig, arguments
+    from pamkd.runs.options import parse
 
     evaluate(parse(EvaluateConfig, arguments(argv), PRESETS, "pamkd evaluate"))
     return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pamkd.runs.config import CONFIG_NAME, read_config
+from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.spaces.genotype import Genotype
 
 EVALUATION = "evaluation"  # folder in a search's run folder

@@ -1,42 +1,21 @@
-"""The configuration of a search: one dataclass that is the command line, the YAML file and the library's options."""
+"""The options of a search and their presets."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-import yaml
 
-from pamkd.runs.errors import OptionError
-from pamkd.runs.logs import write_atomically
+from pamkd.runs.options import RunOptions
 from pamkd.spaces import SPACES
-
-CONFIG_NAME = "config.yaml"  # in a run folder
-
-
-def require(config: Any, condition: bool, name: str, what: str) -> None:
-    """Raise OptionError, naming the option and its value, unless the condition holds."""
-    if not condition:
-        raise OptionError(f"{name} is {getattr(config, name)!r}: needed is {what}")
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(RunOptions):
     """Search an architecture with mutually teaching learners."""
 
-    dataset: Literal["digits", "cifar10", "cifar100", "imagenet", "folder"] = "digits"
-    """Images to search on. `folder` is any tree train/<class>/*.jpg."""
-    data: Path | None = None
-    """Where the dataset lies (not needed for digits)."""
-    download: bool = False
-    """Fetch cifar10 or cifar100 into `data` where a network exists."""
-    image_size: int | None = None
-    """Resize a folder's images to this height and width."""
     space: str = "darts"
     """Search space."""
     method: Literal["pamkd"] = "pamkd"
@@ -87,33 +66,16 @@ class SearchConfig:
     """Of the architectures."""
     train_portion: float = 0.5
     """Share of the training set that trains weights; the rest validates and trains architectures. (imagenet: 10 % and 2.5 %.)"""
-    crop_padding: int | None = None
-    """Random crop after padding by so many pixels; default: an eighth of the image size, 0 for digits and imagenet."""
-    flip: bool | None = None
-    """Random horizontal flips; default: yes, except for digits."""
-    cutout: int = 0
-    """Side of a square erased at random; 0: none."""
     seed: int = 0
     """Everything random is a function of it."""
-    out: Path | None = None
-    """Run folder; default: runs/<space>-<dataset>-<seed>."""
-    resume: bool = False
-    """Continue the run in `out` from its last checkpoint, bit for bit on the CPU."""
-    overwrite: bool = False
-    """Delete an earlier run in `out` first."""
-    device: str = "cpu"
-    """A PyTorch device."""
-    threads: int = 0
-    """CPU threads; 0: PyTorch's choice."""
-    workers: int = 0
-    """Processes that decode images of lazily loaded datasets."""
     log_every: int = 10
     """Steps between two rows of step metrics."""
     tensorboard: bool = True
     """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
-        need = partial(require, self)
+        super().__post_init__()
+        need = self.require
         need(self.space in SPACES, "space", f"one of {', '.join(SPACES)}")
         need(self.learners >= 1, "learners", "1 or more")
         need(self.epochs >= 1, "epochs", "1 or more")
@@ -130,16 +92,12 @@ class SearchConfig:
         fixed = self.dataset == "imagenet"
         need(not fixed or self.train_portion == 0.5, "train_portion", "no value of your own with imagenet, whose shares are 10 % and 2.5 %")
         need(self.learners == 1 or 2 * self.group_size <= self.batch_size, "batch_size", f"at least 2 * group_size = {2 * self.group_size}")
-        need(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
 
     def phase(self, epoch: int) -> Literal["warmup-v", "warmup-w", "search"]:
         if epoch < self.warmup_v_epochs:
             return "warmup-v"
         return "warmup-w" if epoch < self.warmup_v_epochs + self.warmup_w_epochs else "search"
 
-
-# Options that may differ between a run and its continuation: they do not change what is computed.
-FREE = ("data", "download", "out", "resume", "overwrite", "threads", "workers", "log_every", "tensorboard")
 
 PRESETS: dict[str, SearchConfig] = {
     # Paper, Sec. 4.2, over the settings of DARTS: lambda 0.5, R = 5, epsilon 0.01, 50 epochs, halves of 25,000.
@@ -149,85 +107,3 @@ PRESETS: dict[str, SearchConfig] = {
     "darts1st-cifar100": SearchConfig(dataset="cifar100", data=Path("data"), crop_padding=4, order="first"),
     "demo": SearchConfig(epochs=10, channels=4, cells=3, batch_size=64, arch_lr=6e-3, lr=0.05),
 }
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The options of a configuration as plain values, under the names of the command line and of YAML files."""
-    return {_option(field): _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def save_config(config: Any, path: Path) -> None:
-    write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The options of a YAML file, unchecked. Raises ValueError when it cannot be read or is no mapping."""
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise ValueError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"configuration file {path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"configuration file {path} holds a {type(values).__name__}; needed are lines `option: value`")
-    return values
-
-
-def as_arguments(kind: type, values: dict[str, Any], where: str) -> list[str]:
-    """Options as command-line words, so that a file's values are checked exactly as typed ones are."""
-    fields = {_option(field): field for field in dataclasses.fields(kind)}
-    words: list[str] = []
-    for name, value in values.items():
-        if name not in fields:
-            raise ValueError(f"{where}: unknown option {name!r}; known are {', '.join(fields)}")
-        flag = name.replace("_", "-")
-        if isinstance(fields[name].default, bool):
-            if not isinstance(value, bool):
-                raise ValueError(f"{where}: option {name} is {value!r}; needed is true or false")
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return words
-
-
-def parse(kind: type, argv: Sequence[str], presets: Mapping[str, Any], prog: str) -> Any:
-    """A configuration from the command line: a preset, then a YAML file (`--config`), then the options given.
-
-    With `--resume` the saved configuration of the run in `--out` takes the place of the preset.
-    """
-    argv = list(argv)
-    preset, config = _take(argv, "--preset"), _take(argv, "--config")
-    if preset is not None and preset not in presets:
-        raise ValueError(f"unknown preset {preset!r}; known are {', '.join(presets)}")
-    words: list[str] = []
-    if "--resume" in argv and "--out" in argv[:-1]:
-        saved = Path(argv[argv.index("--out") + 1]) / CONFIG_NAME
-        if not saved.is_file():
-            raise ValueError(f"--resume: there is no run in {saved.parent} ({CONFIG_NAME} is missing); start it without --resume")
-        words += as_arguments(kind, read_config(saved), str(saved))
-    if config is not None:
-        words += as_arguments(kind, read_config(Path(config)), f"configuration file {config}")
-    description = f"{kind.__doc__}\n\nAlso: --preset NAME ({', '.join(presets)}) and --config FILE.yaml, which options given here override."
-    return tyro.cli(kind, args=words + argv, default=presets[preset] if preset else kind(), prog=prog, description=description)
-
-
-def _take(argv: list[str], option: str) -> str | None:
-    """Remove `option value` or `option=value` from the words and return the value."""
-    for i, word in enumerate(argv):
-        if word == option:
-            if i + 1 == len(argv):
-                raise ValueError(f"{option} needs a value")
-            value = argv[i + 1]
-            del argv[i : i + 2]
-            return value
-        if word.startswith(option + "="):
-            return argv.pop(i).split("=", 1)[1]
-    return None
-
-
-def _option(field: dataclasses.Field) -> str:
-    return {"distill_weight": "lambda"}.get(field.name, field.name)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

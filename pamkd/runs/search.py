@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
-import signal
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,13 @@ from torch.utils.data import Dataset
 from pamkd.data import IMAGENET_SHARES, Augment, Batches, derived_seed, generator, halves, load_dataset
 from pamkd.methods.pamkd import Pamkd, StepReport
 from pamkd.runs import checkpoint
-from pamkd.runs.config import CONFIG_NAME, FREE, SearchConfig, read_config, save_config, to_dict
+from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError, Interrupted
+from pamkd.runs.folder import CHECKPOINT, open_folder
+from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
-from pamkd.runs.manifest import manifest
+from pamkd.runs.options import CONFIG_NAME, FREE, read_config, to_dict
+from pamkd.runs.schedule import cosine
 from pamkd.spaces import SPACES
 from pamkd.spaces.genotype import Genotype
 from pamkd.spaces.supernet import Supernet
@@ -31,8 +31,6 @@ from pamkd.transfer.grs import GroupRelativeSimilarity
 from pamkd.trilevel.passes import Batch, Diverged, Passes
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Learner, TriLevelStep
-
-CHECKPOINT = Path("checkpoints") / "last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,10 @@ class Search:
         state = _State.create(config, supernet)
         folder = config.out
         if folder is not None:
-            self._open_folder(folder, facts, supernet, images)
+            if config.resume:
+                _check_same(config, folder)
+            else:
+                open_folder(config, self._facts(supernet, images) | (facts or {}))
         metrics = Metrics(folder, tensorboard=config.tensorboard)
         if config.resume:
             state.restore(*checkpoint.load(folder / CHECKPOINT), config)
@@ -119,22 +120,10 @@ class Search:
         options = {"device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
         return Batches(dataset, None, size, seed=config.seed, stream="check", augment=plain, **options)
 
-    def _open_folder(self, folder: Path, facts: dict[str, Any] | None, supernet: Supernet, images: Tensor) -> None:
-        config = self.config
-        if config.resume:
-            _check_same(config, folder)
-            return
-        if (folder / CONFIG_NAME).exists():
-            if not config.overwrite:
-                raise ValueError(
-                    f"{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another --out"
-                )
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder / CONFIG_NAME)
-        alphas = supernet.init_alphas(generator(config.seed, "alphas")).numel()
-        run_facts = {"seed": config.seed, "supernet": {"weights": supernet.layout.count, "alphas": alphas}, "image": list(images.shape[1:])}
-        write_json(folder / "manifest.json", manifest(config.device) | run_facts | (facts or {}))
+    def _facts(self, supernet: Supernet, images: Tensor) -> dict[str, Any]:
+        alphas = supernet.init_alphas(generator(self.config.seed, "alphas")).numel()
+        sizes = {"weights": supernet.layout.count, "alphas": alphas}
+        return {"seed": self.config.seed, "supernet": sizes, "image": list(images.shape[1:])}
 
     def _search(self, state: _State, supernet: Supernet, train: Batches, valid: Batches, check: Batches, metrics: Metrics) -> None:
         config = self.config
@@ -268,11 +257,6 @@ def validate(supernet: Supernet, learner: Learner, batches: Batches) -> tuple[fl
     return loss / count, correct / count
 
 
-def cosine(start: float, end: float, epoch: int, epochs: int) -> float:
-    """Learning rate of an epoch: `start` in the first, towards `end` along half a cosine."""
-    return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
 class _State:
     """Everything that changes while a search runs, and thus everything that a checkpoint holds."""
 
@@ -401,28 +385,3 @@ def _tensorboard(metrics: Metrics, row: dict[str, Any]) -> None:
     metrics.scalars(scalars, row["epoch"])
     for k, genotype in enumerate(row["genotypes"]):
         metrics.text(f"genotype/learner_{k}", str(Genotype.from_json(genotype)), row["epoch"])
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """A list that fills when SIGINT or SIGTERM arrives, so that the step in progress ends and a checkpoint is written.
-
-    A second signal of the same kind acts at once.
-    """
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def handler(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handler)
-    except ValueError:  # not the main thread: the caller's program keeps its own signals
-        previous.clear()
-    try:
-        yield received
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

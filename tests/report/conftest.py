@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pamkd.runs.config import CONFIG_NAME, SearchConfig, save_config
-from pamkd.runs.evaluate import EvaluateConfig
+from pamkd.runs.config import SearchConfig
+from pamkd.runs.evaluate_config import EvaluateConfig
 from pamkd.runs.logs import Metrics, write_json
 from pamkd.runs.manifest import manifest
+from pamkd.runs.options import CONFIG_NAME, save_config
 from pamkd.spaces.darts import Darts
 
 

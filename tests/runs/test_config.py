@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import yaml
 
-from pamkd.runs.config import PRESETS, SearchConfig, parse, read_config, save_config
+from pamkd.runs.config import PRESETS, SearchConfig
 from pamkd.runs.errors import OptionError
+from pamkd.runs.options import parse, read_config, save_config
 
 
 def parsed(*words: str) -> SearchConfig:

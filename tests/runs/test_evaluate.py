@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import statistics
 from dataclasses import replace
@@ -14,14 +13,17 @@ import torch
 import yaml
 
 from pamkd.runs import checkpoint
-from pamkd.runs.config import SearchConfig, parse, save_config
+from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
-from pamkd.runs.evaluate import PRESETS, EvaluateConfig, Evaluation, arguments, evaluate, find_genotype
+from pamkd.runs.evaluate import Evaluation, evaluate
+from pamkd.runs.evaluate_config import PRESETS, EvaluateConfig, arguments, find_genotype
 from pamkd.runs.export import load_network
-from pamkd.runs.search import CHECKPOINT
+from pamkd.runs.folder import CHECKPOINT
+from pamkd.runs.options import parse, save_config
 from pamkd.spaces.evaluation_network import EvaluationNetwork, multiply_adds
 from pamkd.spaces.genotype import named
 from pamkd.trilevel.passes import Diverged
+from tests.runs.interrupted import InterruptedAt
 
 TIMES = ("seconds", "images_per_s")
 SMALL = {"channels": 2, "cells": 3, "epochs": 2, "batch_size": 8, "cutout": 0, "seeds": (0, 1)}
@@ -31,19 +33,6 @@ GENOTYPE = named("cifar10_s4_0")  # one operation is noise, so that every kind o
 @pytest.fixture
 def config(tmp_path):
     return EvaluateConfig(**SMALL, out=tmp_path / "run")
-
-
-class InterruptedAt:
-    """An augmentation that sends a signal to the process at its n-th call."""
-
-    def __init__(self, call: int, number: int) -> None:
-        self.call, self.number, self.calls = call, number, 0
-
-    def __call__(self, images, generator):
-        self.calls += 1
-        if self.calls == self.call:
-            os.kill(os.getpid(), self.number)
-        return images
 
 
 def rows(result):
@@ -136,7 +125,7 @@ def test_existing_evaluation_is_not_overwritten(pictures, config):
     config = replace(config, epochs=1, seeds=(0,))
     Evaluation(config).run(GENOTYPE, *pictures)
     before = (config.out / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"already holds an evaluation.*--resume.*--overwrite"):
+    with pytest.raises(ValueError, match=r"already holds a run.*--resume.*--overwrite"):
         Evaluation(config).run(GENOTYPE, *pictures)
     assert (config.out / "metrics.jsonl").read_bytes() == before
     Evaluation(replace(config, overwrite=True)).run(GENOTYPE, *pictures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 
 import pytest
@@ -13,8 +12,10 @@ import pamkd
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError, Interrupted
-from pamkd.runs.search import CHECKPOINT, Search
+from pamkd.runs.folder import CHECKPOINT
+from pamkd.runs.search import Search
 from pamkd.trilevel.passes import Diverged
+from tests.runs.interrupted import InterruptedAt
 
 TIMES = ("seconds", "images_per_s")
 
@@ -29,19 +30,6 @@ def assert_same(one, other):
     assert one.genotype == other.genotype and one.valid_loss == other.valid_loss
     rows = [[{key: value for key, value in row.items() if key not in TIMES} for row in result.history] for result in (one, other)]
     assert rows[0] == rows[1]
-
-
-class InterruptedAt:
-    """An augmentation that sends a signal to the process at its n-th call."""
-
-    def __init__(self, call: int, number: int) -> None:
-        self.call, self.number, self.calls = call, number, 0
-
-    def __call__(self, images, generator):
-        self.calls += 1
-        if self.calls == self.call:
-            os.kill(os.getpid(), self.number)
-        return images
 
 
 def test_five_lines(pictures, tiny):
