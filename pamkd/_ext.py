@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ def load() -> str | None:
     problem = None
     if not PATH.exists():
         problem = "the C++ extension is not built"
+    elif cut := missing_bytes(PATH):
+        problem = f"the C++ extension is built but its file is cut short ({cut} bytes are missing at the end of {PATH})"
     else:
         try:
             torch.ops.load_library(str(PATH))
@@ -27,6 +30,19 @@ def load() -> str | None:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pamkd::{op}", key):
                 LIB.impl(op, _missing(op, problem or f"the C++ extension was built without its {key} kernel"), key)
     return problem
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes a shared library lacks at its end: the loader would not refuse it but die of SIGBUS.
+
+    The table of sections stands at the end of an ELF file, and the header says where.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:5] != b"\x7fELF\x02" or len(header) < 64:
+        return 0  # not ELF of 64 bits: the loader checks it
+    offset, size, count = struct.unpack_from("<Q", header, 40)[0], *struct.unpack_from("<HH", header, 58)
+    return max(0, offset + size * count - path.stat().st_size)
 
 
 def _missing(op: str, why: str):

@@ -30,7 +30,7 @@ class Batches:
     number of `workers`, the processes that read items of datasets that are not in memory.
 
     Raises ValueError for an empty dataset, a batch size below 1, one larger than the data with `drop_last`, and on reading for
-    images of unlike shapes or unusable types.
+    images of unlike shapes or unusable types and for labels that are not below `classes`.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Batches:
         *,
         seed: int,
         stream: str,
+        classes: int | None = None,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         device: str | torch.device = "cpu",
         workers: int = 0,
@@ -64,7 +65,7 @@ class Batches:
         if isinstance(augment, Augment) and augment.resized_crop and not isinstance(dataset, ImageFiles):
             raise ValueError(f"resized_crop needs a dataset read from files, such as imagenet; {stream} is a {type(dataset).__name__}")
         self._dataset, self._augment, self._device = dataset, augment, torch.device(device)
-        self._seed, self._stream = seed, stream
+        self._seed, self._stream, self._classes = seed, stream, classes
         self._size, self._workers, self._shuffle = batch_size, workers, shuffle
         self._steps = count // batch_size if drop_last else -(-count // batch_size)
 
@@ -82,6 +83,10 @@ class Batches:
         rows = order.split(self._size)[start_step : self._steps]
         read = self._read_memory(rows) if isinstance(self._dataset, Images) else self._read_items(rows, epoch, start_step)
         for step, (images, labels) in enumerate(read, start_step):
+            if self._classes is not None and labels.max() >= self._classes:
+                raise ValueError(
+                    f"a label of the {self._stream} dataset is {labels.max()}: needed is a number below {self._classes}, the classes"
+                )
             images, labels = (part.to(self._device, non_blocking=True) for part in (images, labels))
             if self._augment is not None:
                 images = self._augment(images, generator(self._seed, self._stream, "augment", epoch, step))
@@ -119,6 +124,15 @@ class Batches:
             if isinstance(batch, Exception):
                 raise batch
             yield batch
+
+
+def number_of_classes(dataset: Dataset, classes: int | None) -> int:
+    """`classes`, or the number that the dataset itself names. Raises ValueError where neither says it."""
+    if classes is not None:
+        return classes
+    if not hasattr(dataset, "classes"):
+        raise ValueError("the training dataset has no attribute `classes`: pass run(..., classes=NUMBER)")
+    return len(dataset.classes)
 
 
 class _Items(Dataset):

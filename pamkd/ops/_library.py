@@ -46,13 +46,18 @@ def register(operation: Callable, reference: Callable, arguments: Callable[[], t
 def has_kernel(operation: str, tensor: Tensor) -> bool:
     """Whether `operation` has a kernel for the tensor's device; where not, says once that the eager composition is used."""
     device = tensor.device.type
-    if device in IMPLEMENTATIONS[operation]:
-        return True
+    if device not in IMPLEMENTATIONS[operation]:
+        return _eager(operation, device)
+    return True
+
+
+@torch.compiler.assume_constant_result  # runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost
+def _eager(operation: str, device: str) -> bool:
     if (operation, device) not in _warned:
         _warned.add((operation, device))
         built = " and ".join(IMPLEMENTATIONS[operation])
         warnings.warn(
-            f"pamkd.ops.{operation} has kernels for {built}, none for {device}: the slower eager composition is used", stacklevel=3
+            f"pamkd.ops.{operation} has kernels for {built}, none for {device}: the slower eager composition is used", stacklevel=4
         )
     return False
 

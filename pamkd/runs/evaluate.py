@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import Augment, Batches, derived_seed, generator, load_dataset
+from pamkd.data import Augment, Batches, derived_seed, generator, load_dataset, number_of_classes
 from pamkd.runs import checkpoint
 from pamkd.runs.errors import CheckpointError, Interrupted
 from pamkd.runs.evaluate_config import EvaluateConfig, find_genotype
@@ -74,12 +74,9 @@ class Evaluation:
         beside the weights.
         """
         config, facts = self.config, facts or {}
-        shape = self._test_batches(test, plain, config.seeds[0]).epoch(0)
-        image = list(next(iter(shape))[0].shape[1:])
-        if classes is None:
-            if not hasattr(train, "classes"):
-                raise ValueError("the training dataset has no attribute `classes`: pass run(..., classes=NUMBER)")
-            classes = len(train.classes)
+        classes = number_of_classes(train, classes)
+        images, _ = next(iter(self._test_batches(test, classes, plain, config.seeds[0]).epoch(0)))
+        image = list(images.shape[1:])
         options = {"channels": config.channels, "cells": config.cells, "classes": classes, "image_channels": image[0]}
         options |= {"stem": config.stem, "auxiliary": config.auxiliary > 0}
         state = _State(config, genotype, options)
@@ -105,14 +102,14 @@ class Evaluation:
             write_json(config.out / "result.json", found | {"genotype": genotype.to_json()})
         return result
 
-    def _test_batches(self, dataset: Dataset, plain: Callable | None, seed: int) -> Batches:
+    def _test_batches(self, dataset: Dataset, classes: int, plain: Callable | None, seed: int) -> Batches:
         config = self.config
-        options = {"device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
+        options = {"classes": classes, "device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
         return Batches(dataset, None, config.batch_size, seed=seed, stream="test", augment=plain, **options)
 
-    def _train_batches(self, dataset: Dataset, augment: Callable | None, seed: int) -> Batches:
+    def _train_batches(self, dataset: Dataset, classes: int, augment: Callable | None, seed: int) -> Batches:
         config = self.config
-        options = {"device": config.device, "workers": config.workers}
+        options = {"classes": classes, "device": config.device, "workers": config.workers}
         return Batches(dataset, None, config.batch_size, seed=seed, stream="evaluation", augment=augment, **options)
 
     def _train(
@@ -125,13 +122,13 @@ class Evaluation:
         metrics: Metrics,
         facts: dict[str, Any],
     ) -> None:
-        config, watch = self.config, Stopwatch()
-        steps = len(self._train_batches(train, augment, config.seeds[0]))
+        config, watch, classes = self.config, Stopwatch(), state.options["classes"]
+        steps = len(self._train_batches(train, classes, augment, config.seeds[0]))
         done = (state.place * config.epochs + state.epoch) * steps + state.step
         with Progress(len(config.seeds) * config.epochs * steps, done=done) as progress, interruptible() as interrupted:
             while state.place < len(config.seeds):
                 seed = config.seeds[state.place]
-                batches, test_batches = self._train_batches(train, augment, seed), self._test_batches(test, plain, seed)
+                batches, test_batches = self._train_batches(train, classes, augment, seed), self._test_batches(test, classes, plain, seed)
                 while state.epoch < config.epochs:
                     for images, labels in batches.epoch(state.epoch, state.step):
                         loss = state.train(images, labels)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import IMAGENET_SHARES, Augment, Batches, derived_seed, generator, halves, load_dataset
+from pamkd.data import IMAGENET_SHARES, Augment, Batches, derived_seed, generator, halves, load_dataset, number_of_classes
 from pamkd.methods.pamkd import Pamkd, StepReport
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
@@ -72,14 +72,11 @@ class Search:
         `out`; `facts` go into its manifest.
         """
         config = self.config
-        train_batches = self._batches(train, "train", augment)
-        valid_batches = self._batches(valid, "valid", augment)
-        check_batches = self._validation_batches(valid, plain)
+        classes = number_of_classes(train, classes)
+        train_batches = self._batches(train, "train", classes, augment)
+        valid_batches = self._batches(valid, "valid", classes, augment)
+        check_batches = self._validation_batches(valid, classes, plain)
         images, _ = next(iter(check_batches.epoch(0)))
-        if classes is None:
-            if not hasattr(train, "classes"):
-                raise ValueError("the training dataset has no attribute `classes`: pass run(..., classes=NUMBER)")
-            classes = len(train.classes)
         supernet = SPACES[config.space](channels=config.channels, cells=config.cells, classes=classes, image_channels=images.shape[1])
         state = _State.create(config, supernet)
         folder = config.out
@@ -100,7 +97,7 @@ class Search:
             metrics.close()
         return self._finish(state, supernet, metrics, folder)
 
-    def _batches(self, dataset: Dataset, stream: str, augment: Callable | None) -> Batches:
+    def _batches(self, dataset: Dataset, stream: str, classes: int, augment: Callable | None) -> Batches:
         config = self.config
         return Batches(
             dataset,
@@ -108,16 +105,17 @@ class Search:
             config.batch_size,
             seed=config.seed,
             stream=stream,
+            classes=classes,
             augment=augment,
             device=config.device,
             workers=config.workers,
         )
 
-    def _validation_batches(self, dataset: Dataset, plain: Callable | None) -> Batches:
+    def _validation_batches(self, dataset: Dataset, classes: int, plain: Callable | None) -> Batches:
         """All images once, in batches of nearly equal size: BatchNorm takes its statistics from them."""
         config, count = self.config, len(dataset) if isinstance(dataset, Sized) else 0
         size = math.ceil(count / max(1, math.ceil(count / config.batch_size)))
-        options = {"device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
+        options = {"classes": classes, "device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
         return Batches(dataset, None, size, seed=config.seed, stream="check", augment=plain, **options)
 
     def _facts(self, supernet: Supernet, images: Tensor) -> dict[str, Any]:

@@ -443,6 +443,12 @@ def test_impossible_batches(arguments, message):
         Batches(*arguments, seed=0, stream="train")
 
 
+def test_label_beyond_the_classes_is_named():
+    batches = Batches(load_dataset("digits"), None, 100, seed=0, stream="train", classes=9)
+    with pytest.raises(ValueError, match="a label of the train dataset is 9: needed is a number below 9"):
+        list(batches.epoch(0))
+
+
 def test_groups_are_distinct_fixed_and_even():
     x, y = sample_groups(11, 3, 4000, seed=9)
     rows = torch.cat([x, y], 1)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.library import opcheck
 
-from pamkd import ops, reference
+from pamkd import _ext, ops, reference
+from pamkd.ops import _library
 from pamkd.ops._library import EXAMPLES, IMPLEMENTATIONS
 from tests.ops.cases import assert_accurate, layouts
 
@@ -255,6 +256,13 @@ def test_device_without_kernel_warns_once():
     ]
 
 
+def test_device_without_kernel_warns_while_compiling():
+    compiled = torch.compile(lambda e: 2 * ops.pairwise_cosine(e), fullgraph=True, backend="eager")
+    _library._warned.discard(("pairwise_cosine", "meta"))
+    with pytest.warns(UserWarning, match="none for meta"):
+        assert compiled(torch.empty(1, 4, 3, device="meta")).shape == (1, 4, 4)
+
+
 def test_extension_that_is_missing_or_broken_says_so(tmp_path):
     """Four different messages: not built, failed to load, no kernel for a device (above), wrong argument (above)."""
     code = """
@@ -274,6 +282,15 @@ except NotImplementedError as error:
     for path, message in (("None", "is not built; reinstall with"), (repr(str(broken)), "is built but failed to load under PyTorch")):
         done = subprocess.run([sys.executable, "-c", code.format(path=path)], capture_output=True, text=True, check=False)
         assert message in done.stdout, done.stdout + done.stderr
+
+
+def test_extension_cut_short_is_refused_before_the_loader_dies_of_it(tmp_path, monkeypatch):
+    whole = _ext.PATH.read_bytes()
+    for size in (100, len(whole) // 2, len(whole) - 1):
+        cut = tmp_path / "_C.so"
+        cut.write_bytes(whole[:size])
+        monkeypatch.setattr(_ext, "PATH", cut)
+        assert f"cut short ({len(whole) - size} bytes are missing" in _ext.load()
 
 
 def test_one_implementation_per_operation_and_device():
