@@ -13,7 +13,6 @@ constexpr int kBytes = 32, kPanelRows = 6;
 #else
 constexpr int kBytes = 16, kPanelRows = 4;
 #endif
-constexpr int kRows = 3, kColumns = 4;  // block of products: 12 sums, 3 rows and 1 column fill 16 registers
 constexpr int kPanelVectors = 2;
 constexpr int64_t kChunk = 512;         // columns of a row that stay in the first-level cache
 
@@ -104,26 +103,6 @@ PAMKD_INLINE void products(const T* const* a, const T* const* b, int64_t d, bool
   }
 }
 
-// Any block up to kRows x kColumns.
-template <class T, int R>
-PAMKD_INLINE void products_columns(const T* const* a, const T* const* b, int columns, int64_t d, bool add, T* out, int64_t stride) {
-  switch (columns) {
-    case 4: return products<T, R, 4>(a, b, d, add, out, stride);
-    case 3: return products<T, R, 3>(a, b, d, add, out, stride);
-    case 2: return products<T, R, 2>(a, b, d, add, out, stride);
-    default: return products<T, R, 1>(a, b, d, add, out, stride);
-  }
-}
-
-template <class T>
-void products_block(const T* const* a, int rows, const T* const* b, int columns, int64_t d, bool add, T* out, int64_t stride) {
-  switch (rows) {
-    case 3: return products_columns<T, 3>(a, b, columns, d, add, out, stride);
-    case 2: return products_columns<T, 2>(a, b, columns, d, add, out, stride);
-    default: return products_columns<T, 1>(a, b, columns, d, add, out, stride);
-  }
-}
-
 PAMKD_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 PAMKD_INLINE const int64_t* rows_of(const Groups& groups, int64_t g) {
@@ -171,32 +150,6 @@ int64_t row_scales(const T* e, int64_t rows, int64_t d, T* scale, bool* large) {
 }
 
 template <class T>
-void cosine_tile(const T* e, const T* scale, int64_t n, int64_t d, int64_t i0, int64_t j0, bool both, T* cosine) {
-  T tile[kTile * kTile];
-  const int64_t rows = min(kTile, n - i0), columns = min(kTile, n - j0);
-  for (int64_t k = 0; k < d; k += kChunk) {
-    for (int64_t i = 0; i < rows; i += kRows) {
-      const T* a[kRows];
-      const int height = static_cast<int>(min(kRows, rows - i));
-      for (int r = 0; r < height; r++) a[r] = e + (i0 + i + r) * d + k;
-      // A tile on the diagonal needs its blocks at and right of the diagonal only.
-      for (int64_t j = i0 == j0 ? i / kColumns * kColumns : 0; j < columns; j += kColumns) {
-        const T* b[kColumns];
-        const int width = static_cast<int>(min(kColumns, columns - j));
-        for (int c = 0; c < width; c++) b[c] = e + (j0 + j + c) * d + k;
-        products_block(a, height, b, width, min(kChunk, d - k), k > 0, tile + i * kTile + j, kTile);
-      }
-    }
-  }
-  for (int64_t i = 0; i < rows; i++)
-    for (int64_t j = i0 == j0 ? i : 0; j < columns; j++)
-      cosine[(i0 + i) * n + j0 + j] = tile[i * kTile + j] *= scale[i0 + i] * scale[j0 + j];
-  if (both)
-    for (int64_t j = 0; j < columns; j++)
-      for (int64_t i = 0; i < (i0 == j0 ? j : rows); i++) cosine[(j0 + j) * n + i0 + i] = tile[i * kTile + j];
-}
-
-template <class T>
 int64_t min_from_cosines(const T* cosine, int64_t n, const Groups& groups, int64_t begin, int64_t end, int32_t* rows, T* similarity,
                          int64_t* pairs) {
   constexpr int kAtOnce = kGroupsAtOnce;
@@ -212,13 +165,15 @@ int64_t min_from_cosines(const T* cosine, int64_t n, const Groups& groups, int64
     for (int v = 0; v < kVectors; v++) best[v] = V<T>{} + T(2), found[v] = Code{} + 1;
     for (int32_t r = 0; r + 1 < size; r++)
       for (int32_t q = r + 1; q < size; q++) {
-        const int32_t *first = rows + r * kAtOnce, *second = rows + q * kAtOnce;
+        int32_t place[kAtOnce];
+#pragma GCC unroll 16
+        for (int v = 0; v < kAtOnce; v += kLanes<int32_t>) {
+          const V<int32_t> i = load(rows + r * kAtOnce + v), j = load(rows + q * kAtOnce + v);
+          store(place + v, (i < j ? i : j) * width + (i < j ? j : i));
+        }
         T value[kAtOnce];
 #pragma GCC unroll 16
-        for (int lane = 0; lane < kAtOnce; lane++) {
-          const int32_t i = first[lane], j = second[lane], low = i < j ? i : j, high = i < j ? j : i;
-          value[lane] = cosine[low * width + high];
-        }
+        for (int lane = 0; lane < kAtOnce; lane++) value[lane] = cosine[place[lane]];
 #pragma GCC unroll 16
         for (int v = 0; v < kVectors; v++) {
           const V<T> here = load(value + v * kLanes<T>);
@@ -341,28 +296,40 @@ void min_of_products(const T* products, const T* scale, const Groups& groups, in
   }
 }
 
-template <class T>
-void combine_rows(const T* e, int64_t stride, int64_t columns, const int32_t* row, const T* factor, int64_t count, T scale, T* out) {
-  constexpr int kSums = 8;
-  int64_t c = 0;
-  for (; c + kSums * kLanes<T> <= columns; c += kSums * kLanes<T>) {
-    V<T> acc[kSums];
+namespace {
+
+// S vectors of columns from c on, as long as they fit; returns the first column not done.
+template <class T, int S>
+PAMKD_INLINE int64_t combine_columns(const T* e, int64_t stride, int64_t c, int64_t columns, const int32_t* row, const T* factor,
+                                     int64_t count, T scale, T* out) {
+  for (; c + S * kLanes<T> <= columns; c += S * kLanes<T>) {
+    V<T> acc[S];
 #pragma GCC unroll 8
-    for (int s = 0; s < kSums; s++) acc[s] = V<T>{};
+    for (int s = 0; s < S; s++) acc[s] = V<T>{};
     for (int64_t k = 0; k < count; k++) {
       const T* from = e + row[k] * stride + c;
       const T f = factor[k];
 #pragma GCC unroll 8
-      for (int s = 0; s < kSums; s++) acc[s] += f * load(from + s * kLanes<T>);
+      for (int s = 0; s < S; s++) acc[s] += f * load(from + s * kLanes<T>);
     }
 #pragma GCC unroll 8
-    for (int s = 0; s < kSums; s++) store(out + c + s * kLanes<T>, acc[s] * scale);
+    for (int s = 0; s < S; s++) store(out + c + s * kLanes<T>, acc[s] * scale);
   }
-  for (; c + kLanes<T> <= columns; c += kLanes<T>) {
-    V<T> acc{};
-    for (int64_t k = 0; k < count; k++) acc += factor[k] * load(e + row[k] * stride + c);
-    store(out + c, acc * scale);
-  }
+  return c;
+}
+
+}  // namespace
+
+template <class T>
+int64_t combine_width() {
+  return 8 * kLanes<T>;
+}
+
+template <class T>
+void combine_rows(const T* e, int64_t stride, int64_t columns, const int32_t* row, const T* factor, int64_t count, T scale, T* out) {
+  int64_t c = combine_columns<T, 8>(e, stride, 0, columns, row, factor, count, scale, out);
+  c = combine_columns<T, 4>(e, stride, c, columns, row, factor, count, scale, out);
+  c = combine_columns<T, 1>(e, stride, c, columns, row, factor, count, scale, out);
   for (; c < columns; c++) {
     T acc = 0;
     for (int64_t k = 0; k < count; k++) acc += factor[k] * e[row[k] * stride + c];
@@ -370,39 +337,86 @@ void combine_rows(const T* e, int64_t stride, int64_t columns, const int32_t* ro
   }
 }
 
-template <class T>
-int64_t panel_width() {
-  return kPanelVectors * kLanes<T>;
-}
-
 namespace {
 
-// R rows of out[:, panel] += weight[:, k0 : k1] panel.
+// sums[r, :] = sum over k of left[r * stride + k] panel[k, :] for R rows; add: to what is there.
 template <class T, int R>
-PAMKD_INLINE void panel_rows(const T* weight, int64_t n, const T* panel, int64_t count, bool add, T (*out)[kPanelVectors * kLanes<T>]) {
+PAMKD_INLINE void panel_rows(const T* left, int64_t stride, const T* panel, int64_t count, bool add, T (*sums)[kPanelVectors * kLanes<T>]) {
   V<T> acc[R][kPanelVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-    for (int v = 0; v < kPanelVectors; v++) acc[r][v] = add ? load(out[r] + v * kLanes<T>) : V<T>{};
+    for (int v = 0; v < kPanelVectors; v++) acc[r][v] = V<T>{};
   for (int64_t k = 0; k < count; k++, panel += kPanelVectors * kLanes<T>) {
     V<T> right[kPanelVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kPanelVectors; v++) right[v] = load(panel + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const T left = weight[r * n + k];
+      const T factor = left[r * stride + k];
 #pragma GCC unroll 2
-      for (int v = 0; v < kPanelVectors; v++) acc[r][v] += left * right[v];
+      for (int v = 0; v < kPanelVectors; v++) acc[r][v] += factor * right[v];
     }
   }
+  // Chunks are summed by themselves, so that rounding grows with their length, not with that of the rows.
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-    for (int v = 0; v < kPanelVectors; v++) store(out[r] + v * kLanes<T>, acc[r][v]);
+    for (int v = 0; v < kPanelVectors; v++) {
+      T* to = sums[r] + v * kLanes<T>;
+      store(to, add ? load(to) + acc[r][v] : acc[r][v]);
+    }
+}
+
+// sums [rows <= kPanelRows, panel] of `rows` rows of left with a panel [length, panel].
+template <class T>
+void panel_block(const T* left, int64_t stride, int64_t rows, const T* panel, int64_t length, T (*sums)[kPanelVectors * kLanes<T>]) {
+  constexpr int kFew = 4;
+  for (int64_t k = 0; k < length; k += kChunk) {
+    const int64_t count = min(kChunk, length - k);
+    const T* right = panel + k * kPanelVectors * kLanes<T>;
+    if (rows == kPanelRows) {
+      panel_rows<T, kPanelRows>(left + k, stride, right, count, k > 0, sums);
+      continue;
+    }
+    int64_t r = 0;
+    for (; r + kFew <= rows; r += kFew) panel_rows<T, kFew>(left + r * stride + k, stride, right, count, k > 0, sums + r);
+    for (; r < rows; r++) panel_rows<T, 1>(left + r * stride + k, stride, right, count, k > 0, sums + r);
+  }
 }
 
 }  // namespace
+
+template <class T>
+int64_t panel_width() {
+  return kPanelVectors * kLanes<T>;
+}
+
+template <class T>
+void cosine_panel(const T* e, const T* scale, int64_t n, int64_t d, int64_t c0, bool both, T* panel, T* cosine) {
+  constexpr int64_t width = kPanelVectors * kLanes<T>;
+  const int64_t c1 = min(n, c0 + width);
+  T column_scale[width];
+  for (int64_t c = 0; c < width; c++) column_scale[c] = scale[min(c0 + c, n - 1)];
+  for (int64_t c = 0; c < width; c += 4) {  // a last panel repeats the last row; what comes of it is not read
+    const T* row[4];
+    for (int64_t i = 0; i < 4; i++) row[i] = e + min(c0 + c + i, n - 1) * d;
+    for (int64_t k = 0; k < d; k++)
+      for (int64_t i = 0; i < 4; i++) panel[k * width + c + i] = row[i][k];
+  }
+  for (int64_t i = 0; i < c1; i += kPanelRows) {
+    T block[kPanelRows][width];
+    const int64_t rows = min(kPanelRows, c1 - i);
+    panel_block(e + i * d, d, rows, panel, d, block);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = 0; c < width; c++) block[r][c] *= scale[i + r] * column_scale[c];
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = c0 > i + r ? c0 : i + r; c < c1; c++) cosine[(i + r) * n + c] = block[r][c - c0];
+    if (both)
+      for (int64_t c = c0; c < c1; c++)
+        for (int64_t r = 0; r < rows && i + r < c; r++) cosine[c * n + i + r] = block[r][c - c0];
+  }
+}
 
 template <class T>
 void weighted_panel(const T* weight, const T* scale, const T* e, int64_t n, int64_t d, int64_t c0, int64_t c1, T* panel, T* out) {
@@ -414,14 +428,7 @@ void weighted_panel(const T* weight, const T* scale, const T* e, int64_t n, int6
   for (int64_t i = 0; i < n; i += kPanelRows) {
     T block[kPanelRows][width];
     const int64_t rows = min(kPanelRows, n - i);
-    for (int64_t k = 0; k < n; k += kChunk) {
-      const int64_t count = min(kChunk, n - k);
-      if (rows == kPanelRows) {
-        panel_rows<T, kPanelRows>(weight + i * n + k, n, panel + k * width, count, k > 0, block);
-      } else {
-        for (int64_t r = 0; r < rows; r++) panel_rows<T, 1>(weight + (i + r) * n + k, n, panel + k * width, count, k > 0, block + r);
-      }
-    }
+    panel_block(weight + i * n, n, rows, panel, n, block);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t c = c0; c < c1; c++) out[(i + r) * d + c] = block[r][c - c0] * scale[i + r];
   }
@@ -472,13 +479,14 @@ void hinge_gradients(const T* teacher, const T* student, const T* grad, int64_t 
 
 #define PAMKD_INSTANTIATE(T)                                                                                              \
   template int64_t row_scales(const T*, int64_t, int64_t, T*, bool*);                                                     \
-  template void cosine_tile(const T*, const T*, int64_t, int64_t, int64_t, int64_t, bool, T*);                            \
+  template void cosine_panel(const T*, const T*, int64_t, int64_t, int64_t, bool, T*, T*);                                \
   template int64_t min_from_cosines(const T*, int64_t, const Groups&, int64_t, int64_t, int32_t*, T*, int64_t*);          \
   template void group_products(const T*, int64_t, int64_t, const Groups&, int64_t, int64_t, bool, T*);                    \
   template void min_of_products(const T*, const T*, const Groups&, int64_t, int64_t, T*, int64_t*);                       \
   template void combine_rows(const T*, int64_t, int64_t, const int32_t*, const T*, int64_t, T, T*);                       \
   template void weighted_panel(const T*, const T*, const T*, int64_t, int64_t, int64_t, int64_t, T*, T*);                 \
   template int64_t panel_width<T>();                                                                                      \
+  template int64_t combine_width<T>();                                                                                    \
   template double hinge(const T*, const T*, int64_t, T);                                                                  \
   template void hinge_gradients(const T*, const T*, const T*, int64_t, int64_t, int64_t, int64_t, int64_t, T, T*, T*);
 PAMKD_INSTANTIATE(float)

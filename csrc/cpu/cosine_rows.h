@@ -15,7 +15,6 @@ struct Groups {
 };
 
 constexpr int kGroupsAtOnce = 16;
-constexpr int64_t kTile = 48;  // rows and columns of a tile of cosines: a multiple of both sides of the block of products
 
 }  // namespace pamkd
 
@@ -25,9 +24,10 @@ PAMKD_DECLARE(
     template <class T>
     int64_t row_scales(const T* e, int64_t rows, int64_t d, T* scale, bool* large);
 
-    // The cosines of rows i0 .. i0 + kTile with rows j0 .. j0 + kTile >= i0, into cosine [n, n]: the entries j >= i only, or both halves.
+    // Columns c0 .. min(n, c0 + panel_width) of cosine [n, n]: the entries at and above the diagonal, or both halves.
+    // panel: room for d * panel_width numbers.
     template <class T>
-    void cosine_tile(const T* e, const T* scale, int64_t n, int64_t d, int64_t i0, int64_t j0, bool both, T* cosine);
+    void cosine_panel(const T* e, const T* scale, int64_t n, int64_t d, int64_t c0, bool both, T* panel, T* cosine);
 
     // The smallest cosine of groups begin .. end and the rows that have it, from the upper half of cosine [n, n].
     // Returns the first group with a row outside 0 .. n - 1, or -1. rows: room for kGroupsAtOnce groups. n^2 fits an int32_t.
@@ -49,6 +49,10 @@ PAMKD_DECLARE(
     // out[c] = scale sum over k of factor[k] e[row[k] stride + c] for 0 <= c < columns.
     template <class T>
     void combine_rows(const T* e, int64_t stride, int64_t columns, const int32_t* row, const T* factor, int64_t count, T scale, T* out);
+
+    // Columns that are combined at once: of so many, it is fastest.
+    template <class T>
+    int64_t combine_width();
 
     // out[i, c] = scale[i] sum over k of weight[i, k] e[k, c] for c0 <= c < c1 <= c0 + panel_width; weight [n, n], e and out [n, d].
     // panel: room for n * panel_width numbers.

@@ -1,11 +1,9 @@
 #include "cpu/grs.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
+
+#include "cpu/buffer.h"
 
 namespace pamkd::grs {
 namespace {
@@ -29,31 +27,12 @@ class First {
   std::atomic<int64_t> first_{INT64_MAX};
 };
 
-template <class T>
-std::unique_ptr<T[]> scratch(int64_t count) {
-  return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(count));
-}
-
-// Touching fresh memory page by page costs as much as computing it: asks for 2 MB pages. Only for what malloc maps by itself
-// (32 MB and more), so that no other memory is affected.
-void expect_large(void* memory, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = uintptr_t{1} << 21;
-  if (bytes < int64_t{1} << 25) return;
-  const uintptr_t from = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) & ~(kPage - 1);
-  const uintptr_t to = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) & ~(kPage - 1);
-  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // a refusal changes nothing but time
-#else
-  (void)memory, (void)bytes;
-#endif
-}
-
 // Products of all rows are n^2 / 2, those of the groups count * size (size - 1) / 2; each times what a product costs in
 // its kernel: blocks of a tile share more loads, but every cosine is then looked up in memory.
 bool all_rows_cost_less(int64_t n, int64_t d, const Groups& groups) {
   if (n > 46340) return false;  // indices of the cosines are int32_t
   const double pairs = 0.5 * groups.count * groups.size * (groups.size - 1);
-  return 0.5 * n * (n + kTile) * (d + 16) + pairs * 32 < pairs * (1.5 * d + 16);
+  return 0.5 * n * (n + 32) * (d + 16) + pairs * 32 < pairs * (1.5 * d + 16);
 }
 
 // The first group of begin .. end with a row outside 0 .. n - 1 is reported.
@@ -73,7 +52,7 @@ void min_from_rows(const Set<T>& set, int64_t n, const Groups& groups, First& ba
   if (n * d * static_cast<int64_t>(sizeof(T)) <= kBytes || groups.count * groups.size < 4 * n) {
     parallel_for(0, groups.count, work, [&](int64_t begin, int64_t end) {
       if (!rows_exist(groups, n, begin, end, bad)) return;
-      const auto products = scratch<T>(area);
+      const Buffer<T> products(area);
       for (int64_t g = begin; g < end; g++) {
         PAMKD_PICK(group_products<T>)(e, d, d, groups, g, g + 1, false, products.get());
         PAMKD_PICK(min_of_products<T>)(products.get(), scale, groups, g, g + 1, similarity, pairs);
@@ -84,7 +63,7 @@ void min_from_rows(const Set<T>& set, int64_t n, const Groups& groups, First& ba
   // The rows of a group lie far apart in a large matrix, a memory page each. Some columns of all rows, packed, are few pages
   // and stay in a cache while many groups read them.
   const int64_t most = std::min(groups.count, std::max<int64_t>(1, 4 * kBytes / (area * static_cast<int64_t>(sizeof(T)))));
-  const auto panel = scratch<T>(n * kWidth), products = scratch<T>(most * area);
+  const Buffer<T> panel(n * kWidth), products(most * area);
   for (int64_t from = 0; from < groups.count && !bad.any(); from += most) {
     const int64_t to = std::min(groups.count, from + most);
     if (!rows_exist(groups, n, from, to, bad)) return;
@@ -132,14 +111,12 @@ void scale_rows(std::vector<Set<T>>& sets, int64_t n, const char* op, const char
 
 template <class T>
 void cosines(const Set<T>& set, int64_t n, bool both, T* cosine) {
-  const auto cosine_tile = PAMKD_PICK(cosine_tile<T>);
-  const int64_t side = ceil_div(n, kTile);
-  parallel_for(0, side * (side + 1) / 2, grain(kTile * kTile * set.d), [&](int64_t begin, int64_t end) {
+  const int64_t width = PAMKD_PICK(panel_width<T>)(), panels = ceil_div(n, width);
+  parallel_for(0, panels, grain(n * width / 2 * set.d), [&](int64_t begin, int64_t end) {
+    const Buffer<T> panel(set.d * width);
     for (int64_t t = begin; t < end; t++) {
-      int64_t j = 0;  // tile t is (i, j) with i <= j, column by column
-      while ((j + 1) * (j + 2) / 2 <= t) j++;
-      const int64_t i = t - j * (j + 1) / 2;
-      cosine_tile(set.rows(), set.scales(n), n, set.d, i * kTile, j * kTile, both, cosine);
+      const int64_t p = t % 2 ? panels - 1 - t / 2 : t / 2;  // short and long ones in turn: every thread gets as much
+      PAMKD_PICK(cosine_panel<T>)(set.rows(), set.scales(n), n, set.d, p * width, both, panel.get(), cosine);
     }
   });
 }
@@ -148,16 +125,16 @@ template <class T>
 void min_similarities(const std::vector<Set<T>>& sets, int64_t n, const Groups& groups, const char* op, T* similarity, int64_t* pairs) {
   const int64_t pairs_each = groups.size * (groups.size - 1) / 2;
   First bad;
-  std::unique_ptr<T[]> cosine;
+  Buffer<T> cosine;
   for (size_t l = 0; l < sets.size() && !bad.any(); l++) {
     const Set<T>& set = sets[l];
     T* to = similarity + l * groups.count;
     int64_t* pairs_to = pairs + l * groups.count * 2;
     if (all_rows_cost_less(n, set.d, groups)) {
-      if (!cosine) cosine = scratch<T>(n * n);
+      if (!cosine) cosine = Buffer<T>(n * n);
       cosines(set, n, false, cosine.get());
       parallel_for(0, groups.count, grain(8 * pairs_each), [&](int64_t begin, int64_t end) {
-        const auto rows = scratch<int32_t>(groups.size * kGroupsAtOnce);
+        const Buffer<int32_t> rows(groups.size * kGroupsAtOnce);
         const int64_t g = PAMKD_PICK(min_from_cosines<T>)(cosine.get(), n, groups, begin, end, rows.get(), to, pairs_to);
         if (g >= 0) bad.report(g);
       });
@@ -176,7 +153,7 @@ template <class T>
 void weighted_rows(const Set<T>& set, int64_t n, const T* weight, T* out) {
   const int64_t width = PAMKD_PICK(panel_width<T>)();
   parallel_for(0, ceil_div(set.d, width), grain(n * n * width), [&](int64_t begin, int64_t end) {
-    const auto panel = scratch<T>(n * width);
+    const Buffer<T> panel(n * width);
     for (int64_t c = begin; c < end; c++)
       PAMKD_PICK(weighted_panel<T>)(weight, set.scale, set.e, n, set.d, c * width, std::min(set.d, (c + 1) * width), panel.get(), out);
   });
@@ -187,7 +164,9 @@ template <class T>
 void min_similarity_gradient(const Set<T>& set, int64_t n, int64_t count, const T* grad, const T* similarity, const int64_t* pairs,
                              const char* op, T* gradient) {
   const int64_t d = set.d;
-  expect_large(gradient, n * d * static_cast<int64_t>(sizeof(T)));
+  // What malloc maps by itself is fresh: touching it page by page costs as much as computing it.
+  const auto bytes = static_cast<size_t>(n * d) * sizeof(T);
+  if (bytes >= size_t{1} << 25) prefer_huge_pages(gradient, bytes);
   // Row i has the partners partner[from[i]] .. and itself as the last one.
   std::vector<int64_t> from(static_cast<size_t>(n) + 1);
   for (int64_t i = 0; i < n; i++) from[i + 1] = 1;
@@ -200,8 +179,10 @@ void min_similarity_gradient(const Set<T>& set, int64_t n, int64_t count, const 
   }
   for (int64_t i = 0; i < n; i++) from[i + 1] += from[i];
   const int64_t entries = from[n];
-  const auto partner = scratch<int32_t>(entries);
-  const auto factor = scratch<T>(entries);
+  const Buffer<int32_t> partners(entries);
+  const Buffer<T> factors(entries);
+  int32_t* const partner = partners.get();
+  T* const factor = factors.get();
   // A task owns a range of rows; it reads all pairs and keeps its rows' ends of them, in the order of the groups.
   parallel_for(0, n, std::max(grain(4 * entries / n), ceil_div(n, 64)), [&](int64_t begin, int64_t end) {
     std::vector<int64_t> next(from.begin() + begin, from.begin() + end);
@@ -225,26 +206,25 @@ void min_similarity_gradient(const Set<T>& set, int64_t n, int64_t count, const 
   });
   const auto combine = [&](const T* e, int64_t stride, int64_t columns, int64_t i, T* out) {
     const int64_t at = from[i];
-    PAMKD_PICK(combine_rows<T>)(e, stride, columns, partner.get() + at, factor.get() + at, from[i + 1] - at, set.scale[i], out);
+    PAMKD_PICK(combine_rows<T>)(e, stride, columns, partner + at, factor + at, from[i + 1] - at, set.scale[i], out);
   };
-  constexpr int64_t kWidth = 64;
-  const int64_t panels = ceil_div(d, kWidth);
+  const int64_t width = PAMKD_PICK(combine_width<T>)(), panels = ceil_div(d, width);
   if (2 * entries > n * n) {  // so many that a matrix product is faster
-    const auto weight = scratch<T>(n * n);
+    const Buffer<T> weight(n * n);
     parallel_for(0, n, grain(n), [&](int64_t begin, int64_t end) {
       std::fill(weight.get() + begin * n, weight.get() + end * n, T(0));
       for (int64_t i = begin; i < end; i++)
-        for (int64_t k = from[i]; k < from[i + 1]; k++) weight[i * n + partner[k]] += factor[k];
+        for (int64_t k = from[i]; k < from[i + 1]; k++) weight.get()[i * n + partner[k]] += factor[k];
     });
     weighted_rows(set, n, weight.get(), gradient);
   } else if (entries >= 8 * n && n * d * static_cast<int64_t>(sizeof(T)) > 1 << 18 && panels >= torch::stable::get_num_threads()) {
     // Rows are read often and do not fit the cache of a core: panels of their columns do.
-    parallel_for(0, panels, grain(entries * kWidth), [&](int64_t begin, int64_t end) {
-      const auto panel = scratch<T>(n * kWidth);
+    parallel_for(0, panels, grain(entries * width), [&](int64_t begin, int64_t end) {
+      const Buffer<T> panel(n * width);
       for (int64_t p = begin; p < end; p++) {
-        const int64_t columns = std::min(kWidth, d - p * kWidth);
-        for (int64_t i = 0; i < n; i++) std::copy_n(set.e + i * d + p * kWidth, columns, panel.get() + i * kWidth);
-        for (int64_t i = 0; i < n; i++) combine(panel.get(), kWidth, columns, i, gradient + i * d + p * kWidth);
+        const int64_t columns = std::min(width, d - p * width);
+        for (int64_t i = 0; i < n; i++) std::copy_n(set.e + i * d + p * width, columns, panel.get() + i * width);
+        for (int64_t i = 0; i < n; i++) combine(panel.get(), width, columns, i, gradient + i * d + p * width);
       }
     });
   } else {
@@ -257,17 +237,17 @@ void min_similarity_gradient(const Set<T>& set, int64_t n, int64_t count, const 
 template <class T>
 void hinges(const T* teacher, const T* student, int64_t teachers, int64_t students, int64_t pairs, double eps, double factor, T* loss) {
   const int64_t parts = ceil_div(pairs, kHingePairs), all = teachers * students * parts;
-  const auto partial = scratch<double>(all);
+  const Buffer<double> partial(all);
   parallel_for(0, all, grain(4 * std::min(pairs, kHingePairs)), [&](int64_t begin, int64_t end) {
     for (int64_t a = begin; a < end; a++) {
       const int64_t k = a / parts / teachers, j = a / parts % teachers, p = a % parts * kHingePairs;
-      partial[a] = PAMKD_PICK(hinge<T>)(teacher + (j * pairs + p) * 2, student + (k * pairs + p) * 2, std::min(kHingePairs, pairs - p),
+      partial.get()[a] = PAMKD_PICK(hinge<T>)(teacher + (j * pairs + p) * 2, student + (k * pairs + p) * 2, std::min(kHingePairs, pairs - p),
                                         static_cast<T>(eps));
     }
   });
   for (int64_t a = 0; a < teachers * students; a++) {
     double total = 0;
-    for (int64_t part = 0; part < parts; part++) total += partial[a * parts + part];
+    for (int64_t part = 0; part < parts; part++) total += partial.get()[a * parts + part];
     loss[a] = static_cast<T>(total * factor);
   }
 }
