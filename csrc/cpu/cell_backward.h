@@ -188,7 +188,7 @@ class CellBackward {
     }
     run_.shares.each([&](Index share, Index i) {
       T* dp = grad + i * image_;
-      run_.k.pass.norm_input(dp, pooled + i * image_, mean, norm.a.data(), norm.b.data(), norm.c.data(), dp, plan_.groups, pixels_);
+      run_.k.pass.norm_input(dp, pooled + i * image_, mean, norm.a.data(), norm.b.data(), norm.g_mean.data(), dp, plan_.groups, pixels_);
       const Tile<T>& to = gradient[share];
       std::memset(to.memory.get(), 0, to.memory.size() * sizeof(T));
       const Map<T> dense_dp = dense(dp, plan_.node_h, plan_.node_w);

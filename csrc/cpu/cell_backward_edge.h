@@ -132,7 +132,7 @@ bool CellBackward<T>::convolutions(Index e, const T* g, T* const* pooled, Sums* 
       const Conv& conv = *works[j].conv;
       T *z = works[j].z + i * image_, *d = works[j].d + i * image_ * conv.taps;
       const int half = conv.separable;
-      k.pass.norm_input(g + i * image_, z, run_.statistic(e, conv.column, 2), norms[j].a.data(), norms[j].b.data(), norms[j].c.data(), dz,
+      k.pass.norm_input(g + i * image_, z, run_.statistic(e, conv.column, 2), norms[j].a.data(), norms[j].b.data(), norms[j].g_mean.data(), dz,
                         groups, pixels_);
       if (dw) k.pointwise.weight(d, pixels_ * kBlock, groups * conv.taps, dz, pixels_ * kBlock, dw + conv.pw[half], groups, pixels_);
       if (conv.gathered) {
@@ -183,7 +183,7 @@ bool CellBackward<T>::convolutions(Index e, const T* g, T* const* pooled, Sums* 
         if (!conv.separable) continue;
         T* dq = works[j].z + i * image_;
         k.pass.norm_input(dq, works[j].q + i * image_, run_.statistic(e, conv.column, 0), first[j].a.data(), first[j].b.data(),
-                          first[j].c.data(), dq, groups, pixels_);
+                          first[j].g_mean.data(), dq, groups, pixels_);
         if (dw) {
           run_.depthwise(conv, 0, packed, s.tile, step, s.d.get());
           k.pointwise.weight(s.d.get(), pixels_ * kBlock, groups, dq, pixels_ * kBlock, dw + conv.pw[0], groups, pixels_);

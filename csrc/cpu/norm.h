@@ -46,20 +46,21 @@ class Moments {
   Buffer<double> values_;
 };
 
-// Coefficients of a BatchNorm's input gradient: weight * d(out) / d(z) . g = a * g + b * (z - mean) + c, from the sums
+// Coefficients of a BatchNorm's input gradient: weight * d(out) / d(z) . g = a * (g - g_mean) + b * (z - mean), from the sums
 // over the batch of g and of g * (z - mean).
 template <class T>
 struct NormInput {
-  std::vector<T> a, b, c;
+  std::vector<T> a, b, g_mean;
 
   // weight(channel): what multiplies the normalised value.
   template <class W>
-  NormInput(Index lanes, const W& weight, const T* scale, const double* sum, const double* dot, double count) : a(lanes), b(lanes), c(lanes) {
+  NormInput(Index lanes, const W& weight, const T* scale, const double* sum, const double* dot, double count)
+      : a(lanes), b(lanes), g_mean(lanes) {
     for (Index i = 0; i < lanes; i++) {
       const double s = scale[i], w = weight(i);
       a[i] = T(w * s);
       b[i] = T(-w * s * s * s * dot[i] / count);
-      c[i] = T(-w * s * sum[i] / count);
+      g_mean[i] = T(sum[i] / count);
     }
   }
 };

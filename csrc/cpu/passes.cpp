@@ -156,11 +156,11 @@ void dots(const T* g, int count, const T* const* maps, const T* mean, T* sums, I
 }
 
 template <class T>
-void norm_input(const T* g, const T* z, const T* mean, const T* a, const T* b, const T* c, T* y, Index groups, Index pixels) {
+void norm_input(const T* g, const T* z, const T* mean, const T* a, const T* b, const T* g_mean, T* y, Index groups, Index pixels) {
   for (Index k = 0; k < groups; k++) {
-    const V<T> m = load(mean + k * kBlock), ka = load(a + k * kBlock), kb = load(b + k * kBlock), kc = load(c + k * kBlock);
+    const V<T> m = load(mean + k * kBlock), gm = load(g_mean + k * kBlock), ka = load(a + k * kBlock), kb = load(b + k * kBlock);
     const Index from = k * pixels * kBlock;
-    for (Index p = from; p < from + pixels * kBlock; p += kBlock) store(y + p, ka * load(g + p) + (kb * (load(z + p) - m) + kc));
+    for (Index p = from; p < from + pixels * kBlock; p += kBlock) store(y + p, ka * (load(g + p) - gm) + kb * (load(z + p) - m));
   }
 }
 
@@ -216,6 +216,14 @@ PAMKD_INLINE void unblock_group(const T* map, T* rows, Index stride, Index pixel
   }
 }
 
+template <class T, int COUNT>
+PAMKD_INLINE void norm_unblock_group(const T* map, V<T> mean, V<T> a, V<T> c, T* rows, Index stride, Index pixels) {
+  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
+    const V<T> v = a * (load(map) - mean) + c;
+    __builtin_memcpy(rows, &v, COUNT * sizeof(T));
+  }
+}
+
 #define PAMKD_COUNTS(f, ...)         \
   switch (count) {                   \
     case 1: f<T, 1>(__VA_ARGS__); break; \
@@ -245,9 +253,17 @@ void unblock(const T* map, T* rows, Index stride, Index channels, Index pixels) 
 }
 
 template <class T>
+void norm_unblock(const T* map, const T* mean, const T* a, const T* c, T* rows, Index stride, Index channels, Index pixels) {
+  for (Index g = 0; g < channels; g += kBlock, map += pixels * kBlock) {
+    const Index count = channels - g < kBlock ? channels - g : kBlock;
+    PAMKD_COUNTS(norm_unblock_group, map, load(mean + g), load(a + g), load(c + g), rows + g, stride, pixels)
+  }
+}
+
+template <class T>
 const PassKernels<T>& table() {
   static constexpr PassKernels<T> kernels{fill<T>,        moments<T>,    mix<T>,   dots<T>,   norm_input<T>, relu_norm_input<T>,
-                                          relu_input<T>, add_inside<T>, block<T>, unblock<T>};
+                                          relu_input<T>, add_inside<T>, block<T>, unblock<T>, norm_unblock<T>};
   return kernels;
 }
 

@@ -16,8 +16,9 @@ struct PassKernels {
   void (*mix)(T* y, bool add, int count, const T* const* maps, const T* a, const T* mean, Index groups, Index pixels);
   // sums[0] += sum g, sums[1 + k] += sum g * (maps[k] - mean[k])
   void (*dots)(const T* g, int count, const T* const* maps, const T* mean, T* sums, Index groups, Index pixels);
-  // y = a * g + b * (z - mean) + c; y may be g or z
-  void (*norm_input)(const T* g, const T* z, const T* mean, const T* a, const T* b, const T* c, T* y, Index groups, Index pixels);
+  // y = a * (g - g_mean) + b * (z - mean); y may be g or z. (Differences first: where all z are equal, a is 300 and the y of
+  // equal g must cancel.)
+  void (*norm_input)(const T* g, const T* z, const T* mean, const T* a, const T* b, const T* g_mean, T* y, Index groups, Index pixels);
   // y = dx where q > mean, else 0; sums[0] += sum y, sums[1] += sum y * (q - mean)
   void (*relu_norm_input)(const T* dx, const T* q, const T* mean, T* y, T* sums, Index groups, Index pixels);
   // g += dx where x > 0
@@ -27,6 +28,8 @@ struct PassKernels {
   // Between [pixels, channels] rows of `stride` elements and blocked maps; padding channels become 0.
   void (*block)(const T* rows, Index stride, Index channels, T* map, Index pixels);
   void (*unblock)(const T* map, T* rows, Index stride, Index channels, Index pixels);
+  // unblock of a * (map - mean) + c
+  void (*norm_unblock)(const T* map, const T* mean, const T* a, const T* c, T* rows, Index stride, Index channels, Index pixels);
 };
 
 }  // namespace pamkd

@@ -125,15 +125,13 @@ void run_forward(const Plan& p, const T* x, const T* depthwise, const T* pointwi
   });
   T *mean = statistics, *scale = statistics + lanes;
   moments.finish(0, p.to_pixels(), eps, mean, scale, statistics + 2 * lanes);
-  std::vector<T> a(scale, scale + lanes), shift(lanes), zeros(lanes);
+  std::vector<T> a(scale, scale + lanes), shift(lanes);
   for (Index c = 0; c < p.out; c++) {
     if (weight) a[c] *= weight[c];
     if (bias) shift[c] = bias[c];
   }
-  shares.each([&](Index share, Index i) {
-    T* to = scratch[share].g.get();
-    k.pass.norm_input(z + i * image, z + i * image, mean, zeros.data(), a.data(), shift.data(), to, p.to_groups, p.to_pixels());
-    k.pass.unblock(to, y + i * p.to_pixels() * p.out, p.out, p.out, p.to_pixels());
+  shares.each([&](Index, Index i) {
+    k.pass.norm_unblock(z + i * image, mean, a.data(), shift.data(), y + i * p.to_pixels() * p.out, p.out, p.out, p.to_pixels());
   });
 }
 
@@ -176,7 +174,7 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
     const Scratch<T>& s = scratch[share];
     T *pw = partial.get() + share * (pw_size + dw_size), *dw = pw + pw_size, *g = s.g.get();
     k.pass.block(grad + i * to_row, p.out, p.out, g, p.to_pixels());
-    k.pass.norm_input(g, z + i * image, mean, norm.a.data(), norm.b.data(), norm.c.data(), g, p.to_groups, p.to_pixels());
+    k.pass.norm_input(g, z + i * image, mean, norm.a.data(), norm.b.data(), norm.g_mean.data(), g, p.to_groups, p.to_pixels());
     first_layers(p, k, x + i * p.pixels() * p.in, depthwise, packed, s);
     if (to.pointwise)
       k.pointwise.weight(s.d.get(), p.to_pixels() * kBlock, p.groups, g, p.to_pixels() * kBlock, pw, p.to_groups, p.to_pixels());

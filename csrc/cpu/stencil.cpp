@@ -7,81 +7,95 @@ namespace PAMKD_LEVEL {
 namespace {
 
 // P adjacent outputs stay in registers; each sample is loaded once per kernel row and feeds every tap that needs it.
-template <class T, int K, int D, int S, int P, bool ADD>
-PAMKD_INLINE void depthwise_block(const T* x, Index row, const T* w, T* y, Index pixel) {
-  V<T> acc[P];
+// Few outputs are summed in two chains, so that additions need not wait for each other.
+template <class L, class T, int K, int D, int S, int P, bool ADD>
+PAMKD_INLINE void depthwise_block(const T* x, Index row, const T* w, T* y) {
+  constexpr int N = P / L::vectors, STEP = S * L::vectors, CHAINS = N < 8 ? 2 : 1;
+  typename L::type acc[CHAINS][N] = {};
 #pragma GCC unroll 16
-  for (int p = 0; p < P; p++) acc[p] = ADD ? load(y + p * pixel) : V<T>{};
+  for (int p = 0; p < N && ADD; p++) acc[0][p] = L::adjacent(y + p * L::vectors * kBlock);
 #pragma GCC unroll 8
   for (int ky = 0; ky < K; ky++) {
     const T* r = x + ky * D * row;
-    V<T> tap[K];
+    typename L::type tap[K];
 #pragma GCC unroll 8
-    for (int kx = 0; kx < K; kx++) tap[kx] = load(w + (ky * K + kx) * kBlock);
-#pragma GCC unroll 32
-    for (int u = 0; u < (P - 1) * S + (K - 1) * D + 1; u++) {
-      const V<T> sample = load(r + u * kBlock);
+    for (int kx = 0; kx < K; kx++) tap[kx] = L::both(load(w + (ky * K + kx) * kBlock));
+#pragma GCC unroll 48
+    for (int u = 0; u < (N - 1) * STEP + (K - 1) * D + 1; u++) {
+      const typename L::type sample = S == 1 ? L::adjacent(r + u * kBlock) : L::load(r + u * kBlock, S * kBlock);
 #pragma GCC unroll 8
       for (int kx = 0; kx < K; kx++) {
         const int from = u - kx * D;
-        if (from >= 0 && from % S == 0 && from / S < P) acc[from / S] += sample * tap[kx];
+        if (from >= 0 && from % STEP == 0 && from / STEP < N) acc[kx % CHAINS][from / STEP] += sample * tap[kx];
       }
     }
   }
 #pragma GCC unroll 16
-  for (int p = 0; p < P; p++) store(y + p * pixel, acc[p]);
+  for (int p = 0; p < N; p++)
+    L::store(y + p * L::vectors * kBlock, kBlock, CHAINS == 2 ? acc[0][p] + acc[CHAINS - 1][p] : acc[0][p]);
 }
 
 template <class T, int K, int D, int S, bool ADD>
 void depthwise(Map<const T> x, const T* w, Map<T> y, Index groups, Index h, Index width) {
-  constexpr int P = sizeof(T) == 4 ? 8 : 2, Q = P / 2;  // float64 is for checks: not worth its compile time
+  using L = Widest<T>;
+  constexpr int P = sizeof(T) == 4 ? 8 * L::vectors : 2, Q = P / 2, R = L::vectors;  // float64 is for checks: not worth its compile time
   for (Index g = 0; g < groups; g++, w += K * K * kBlock)
     for (Index i = 0; i < h; i++) {
       const T* xr = x.data + g * x.group + i * S * x.row;
       T* yr = y.data + g * y.group + i * y.row;
       Index j = 0;
-      for (; j + P <= width; j += P) depthwise_block<T, K, D, S, P, ADD>(xr + j * S * kBlock, x.row, w, yr + j * y.pixel, y.pixel);
-      for (; j + Q <= width; j += Q) depthwise_block<T, K, D, S, Q, ADD>(xr + j * S * kBlock, x.row, w, yr + j * y.pixel, y.pixel);
-      for (; j < width; j++) depthwise_block<T, K, D, S, 1, ADD>(xr + j * S * kBlock, x.row, w, yr + j * y.pixel, y.pixel);
+      for (; j + P <= width; j += P) depthwise_block<L, T, K, D, S, P, ADD>(xr + j * S * kBlock, x.row, w, yr + j * kBlock);
+      for (; Q > R && j + Q <= width; j += Q) depthwise_block<L, T, K, D, S, Q < R ? R : Q, ADD>(xr + j * S * kBlock, x.row, w, yr + j * kBlock);
+      for (; j + R <= width; j += R) depthwise_block<L, T, K, D, S, R, ADD>(xr + j * S * kBlock, x.row, w, yr + j * kBlock);
+      for (; R > 1 && j < width; j++) depthwise_block<One<T>, T, K, D, S, 1, ADD>(xr + j * S * kBlock, x.row, w, yr + j * kBlock);
     }
 }
 
-// R kernel rows at once share the loads of g.
+// N vectors of pixels at once; R kernel rows share the loads of g.
+template <class L, class T, int K, int D, int S, int R, int N>
+PAMKD_INLINE void weight_pixels(const T* x, Index row, const T* g, typename L::type (&acc)[R][K]) {
+  constexpr int STEP = S * L::vectors;
+  const auto at = [](const T* p) { return S == 1 ? L::adjacent(p) : L::load(p, S * kBlock); };
+  typename L::type grad[N];
+#pragma GCC unroll 4
+  for (int p = 0; p < N; p++) grad[p] = at(g + p * STEP * kBlock);
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 48
+    for (int u = 0; u < (N - 1) * STEP + (K - 1) * D + 1; u++) {
+      const typename L::type sample = at(x + r * D * row + u * kBlock);
+#pragma GCC unroll 8
+      for (int kx = 0; kx < K; kx++) {
+        const int from = u - kx * D;
+        if (from >= 0 && from % STEP == 0 && from / STEP < N) acc[r][kx] += sample * grad[from / STEP];
+      }
+    }
+}
+
 template <class T, int K, int D, int S, int R>
 PAMKD_INLINE void weight_rows(Map<const T> x, Map<const T> g, T* dw, Index h, Index width) {
-  V<T> acc[R][K] = {};
+  using L = Widest<T>;
+  constexpr int B = L::vectors;
+  typename L::type acc[R][K] = {};
   for (Index i = 0; i < h; i++) {
     const T* xr = x.data + i * S * x.row;
     const T* gr = g.data + i * g.row;
     Index j = 0;
-    for (; j + 4 <= width; j += 4) {
-      V<T> grad[4];
-#pragma GCC unroll 4
-      for (int p = 0; p < 4; p++) grad[p] = load(gr + (j + p) * g.pixel);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 32
-        for (int u = 0; u < 3 * S + (K - 1) * D + 1; u++) {
-          const V<T> sample = load(xr + r * D * x.row + (j * S + u) * kBlock);
-#pragma GCC unroll 8
-          for (int kx = 0; kx < K; kx++) {
-            const int from = u - kx * D;
-            if (from >= 0 && from % S == 0 && from / S < 4) acc[r][kx] += sample * grad[from / S];
-          }
-        }
-    }
+    for (; j + 4 * B <= width; j += 4 * B)
+      weight_pixels<L, T, K, D, S, R, 4>(xr + j * S * kBlock, x.row, gr + j * S * kBlock, acc);
+    for (; j + B <= width; j += B) weight_pixels<L, T, K, D, S, R, 1>(xr + j * S * kBlock, x.row, gr + j * S * kBlock, acc);
     for (; j < width; j++) {
-      const V<T> grad = load(gr + j * g.pixel);
+      const typename L::type grad = L::first(load(gr + j * S * kBlock));
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int kx = 0; kx < K; kx++) acc[r][kx] += grad * load(xr + r * D * x.row + (j * S + kx * D) * kBlock);
+        for (int kx = 0; kx < K; kx++) acc[r][kx] += grad * L::first(load(xr + r * D * x.row + (j * S + kx * D) * kBlock));
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-    for (int kx = 0; kx < K; kx++) store(dw + (r * K + kx) * kBlock, load(dw + (r * K + kx) * kBlock) + acc[r][kx]);
+    for (int kx = 0; kx < K; kx++) store(dw + (r * K + kx) * kBlock, load(dw + (r * K + kx) * kBlock) + L::sum(acc[r][kx]));
 }
 
 template <class T, int K, int D, int S>

@@ -18,9 +18,9 @@ struct Map {
 template <class T>
 struct StencilKernels {
   // y = correlation of x with w [groups, k * k, 8]; x.data is the sample under the first tap of the first output.
-  // x steps `stride` pixels per output pixel. With `add` the result is added to y.
+  // x steps `stride` pixels per output pixel; the pixels of x and y are adjacent. With `add` the result is added to y.
   void (*depthwise)(int k, int dilation, int stride, bool add, Map<const T> x, const T* w, Map<T> y, Index groups, Index h, Index width);
-  // dw [groups, k * k, 8] += sum over output pixels of g * x under each tap; x as above.
+  // dw [groups, k * k, 8] += sum over output pixels of g * x under each tap; x as above, g steps as x does.
   void (*depthwise_weight)(int k, int dilation, int stride, Map<const T> x, Map<const T> g, T* dw, Index groups, Index h, Index width);
   // 3x3 pools of an input whose frame of one pixel holds -inf (max) or 0 (average, count [h, width] samples under the window).
   void (*max_pool)(int stride, Map<const T> x, Map<T> y, Index groups, Index h, Index width);

@@ -12,6 +12,7 @@ from torch.library import opcheck
 from pamkd import ops
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import OPERATIONS, CellSpec
+from pamkd.reference.mixed_cell import BN_EPS
 from pamkd.spaces.darts import PRIMITIVES
 from tests.ops.cases import assert_accurate
 
@@ -50,8 +51,11 @@ def assert_agrees(tensors: list, spec: CellSpec, cotangent: Tensor | None = None
         scale = max(1.0, exact.abs().max().item())
         assert ours.shape == exact.shape and (ours - exact).abs().max().item() <= 1e-10 * scale
     eager = run(reference.mixed_cell, converted(tensors, torch.float32), spec, cotangent)
+    # Pools of one image of up to 3 x 3 pixels may be constant: BatchNorm then multiplies rounding by 1 / sqrt(eps).
+    values = truth[0].numel() / spec.out_channels
+    rounding = 8 if values > 9 else 8 / BN_EPS**0.5
     for ours, theirs, exact in zip(run(ops.mixed_cell, converted(tensors, torch.float32), spec, cotangent), eager, truth, strict=True):
-        assert_accurate(ours, theirs, exact)
+        assert_accurate(ours, theirs, exact, rounding=rounding)
 
 
 def cell(channels=8, candidates=PRIMITIVES, nodes=2, inputs=2, **options) -> CellSpec:

@@ -13,6 +13,8 @@ from pamkd import ops
 from pamkd.reference import relu_conv_norm as reference
 from tests.ops.cases import assert_accurate
 
+ROUNDING = 32  # sums of dozens of products: where eager's error is 0 by chance, ours need not be
+
 
 def make(n: int, c: int, out: int, h: int, w: int, k: int, affine: bool = True, dtype=torch.float64) -> list:
     random = torch.Generator().manual_seed(0)
@@ -38,7 +40,7 @@ def assert_agrees(tensors: list, **options) -> None:
         assert ours.shape == exact.shape and (ours - exact).abs().max() <= 1e-10 * max(1.0, exact.abs().max().item())
     eager = run(reference.relu_conv_norm, converted(tensors, torch.float32), **options)
     for ours, theirs, exact in zip(run(ops.relu_conv_norm, converted(tensors, torch.float32), **options), eager, truth, strict=True):
-        assert_accurate(ours, theirs, exact)
+        assert_accurate(ours, theirs, exact, rounding=ROUNDING)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -78,7 +80,7 @@ def test_hard_inputs(value):
     eager = run(reference.relu_conv_norm, tensors)
     for ours, theirs, exact in zip(run(ops.relu_conv_norm, tensors), eager, truth, strict=True):
         assert torch.isfinite(ours).all()
-        assert_accurate(ours, theirs, exact)
+        assert_accurate(ours, theirs, exact, rounding=ROUNDING)
 
 
 def test_layouts():

@@ -1,0 +1,124 @@
+"""The networks that `bench.supernet` compares: one training step of each candidate, and how far their results agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import published
+from bench._harness import Bench
+from pamkd.spaces.darts import PRIMITIVES, Darts
+from pamkd.spaces.evaluation_network import EvaluationNetwork
+from pamkd.spaces.genotype import named
+from pamkd.spaces.published import published_state_dict
+
+# channels, cells, batch
+SIZES = {"supernet": (16, 8, 32), "supernet-64": (16, 8, 64), "supernet-large": (36, 20, 16), "evaluation": (36, 20, 16)}
+CANDIDATES = ("ours", "published", "published channels_last")
+Step = Callable[[], tuple[Tensor, ...]]
+
+
+class Candidate(NamedTuple):
+    step: Step  # forward and backward: logits, then gradients
+    results: Step  # the same with the gradients in the order of the published parameters, architecture first
+
+
+def inputs_of(batch: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    images, labels = torch.randn(batch, 3, 32, 32, generator=random), torch.randint(0, 10, (batch,), generator=random)
+    return images.to(dtype), labels
+
+
+def candidate(case: str, name: str, batch: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Candidate:
+    """A step of the network of this case; weights and images are float32 numbers, a function of the seed alone."""
+    channels, cells, _ = SIZES[case]
+    make = _evaluation_step if case == "evaluation" else _supernet_step
+    return make(name, channels, cells, *inputs_of(batch, dtype, seed + 1), seed)
+
+
+def _supernet_step(name: str, channels: int, cells: int, images: Tensor, labels: Tensor, seed: int) -> Candidate:
+    supernet = Darts(channels=channels, cells=cells)
+    random = torch.Generator().manual_seed(seed)
+    weights = supernet.init_weights(random).to(images.dtype)
+    alphas = supernet.init_alphas(random).to(images.dtype).requires_grad_()
+    network = published.Supernet(channels, cells)
+    if name == "ours":
+        weights.requires_grad_()
+        names = [parameter for parameter, _ in network.named_parameters()]
+
+        def ours() -> tuple[Tensor, ...]:
+            logits = supernet.forward(weights, alphas, images).logits
+            return logits, *torch.autograd.grad(F.cross_entropy(logits, labels), (alphas, weights))
+
+        def results() -> tuple[Tensor, ...]:
+            logits, to_alphas, flat = ours()
+            state = published_state_dict(supernet, flat)
+            return logits, to_alphas, *(state[parameter] for parameter in names)
+
+        return Candidate(ours, results)
+    network.load_state_dict(published_state_dict(supernet, weights))
+    return _network_step(network.to(images.dtype), images, labels, name, alphas)
+
+
+def _evaluation_step(name: str, channels: int, cells: int, images: Tensor, labels: Tensor, seed: int) -> Candidate:
+    genotype = named("DARTS_V2")
+    torch.manual_seed(seed)
+    ours = EvaluationNetwork(genotype, channels=channels, cells=cells).to(images.dtype)
+    if name == "ours":
+        return _network_step(ours, images, labels, name)
+    network = published.EvaluationNetwork(genotype, channels, cells).to(images.dtype)
+    network.load_state_dict(ours.state_dict())
+    return _network_step(network, images, labels, name)
+
+
+def _network_step(network: nn.Module, images: Tensor, labels: Tensor, name: str, *alphas: Tensor) -> Candidate:
+    if name.endswith("channels_last"):
+        network.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    parameters = [*alphas, *network.parameters()]
+
+    def step() -> tuple[Tensor, ...]:
+        output = network(images, *alphas)
+        logits = output if isinstance(output, Tensor) else output.logits
+        return logits, *torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
+
+    return Candidate(step, step)
+
+
+def require_agreement(bench: Bench, case: str, *, batch: int = 2, seeds: int = 6) -> None:
+    """Raises AssertionError unless ours computes what the published composition does; adds rows of the float32 errors.
+
+    float64: logits and every gradient to 1e-8 of their largest value. float32 results of a deep network of ReLU, max pooling and
+    BatchNorm are compared with float64, not with each other (near a kink, rounding decides where a gradient goes): ours may be
+    twice as wrong as the peers are in the mean over them and the seeds, and logits are always good at 1e-4. (One value on
+    the other side of its kink makes an error of 1e-3 in all gradients, and how many there are in one seed is chance.)
+    """
+    logits_error, gradient_error = dict.fromkeys(CANDIDATES, 0.0), dict.fromkeys(CANDIDATES, 0.0)
+    for seed in range(seeds):
+        truth = candidate(case, "published", batch, torch.float64, seed).results()
+        if seed == 0:
+            for i, (a, b) in enumerate(zip(candidate(case, "ours", batch, torch.float64, seed).results(), truth, strict=True)):
+                bench.require_close(f"{case} in float64, result {i}", a, b.reshape(a.shape), rtol=1e-8)
+        for name in CANDIDATES:
+            logits, *gradients = candidate(case, name, batch, seed=seed).results()
+            logits_error[name] += ((logits - truth[0]).abs().max() / truth[0].abs().max()).item() / seeds
+            found, exact = (torch.cat([x.double().flatten() for x in of]) for of in (gradients, truth[1:]))
+            gradient_error[name] += ((found - exact).norm() / exact.norm()).item() / seeds
+    for what, errors, allowed in (("logits", logits_error, 1e-4), ("gradient", gradient_error, 1e-6)):
+        ours = errors.pop("ours")
+        bench.row(case, f"error of float32 {what}", "1", ours, errors)
+        if ours > max(allowed, 2 * sum(errors.values()) / len(errors)):
+            raise AssertionError(f"{case}: our float32 {what} are {ours:.1e} from those of float64, the peers' only {errors}")
+
+
+def multiply_adds(case: str) -> int:
+    """Of the published network for one image, forward."""
+    channels, cells, _ = SIZES[case]
+    images = inputs_of(1)[0]
+    if case == "evaluation":
+        return published.multiply_adds(published.EvaluationNetwork(named("DARTS_V2"), channels, cells), images)
+    return published.multiply_adds(published.Supernet(channels, cells), images, torch.zeros(2, 14, len(PRIMITIVES)))
