@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pamkd.reference.stencils import stencils
-from tests.cuda_host.build import COMPILER, SOURCES, build
+from tests.cuda_host.build import COMPILER, SOURCES
+from tests.cuda_host.stencils import run
 
-DTYPES = {"float": torch.float32, "half": torch.float16, "bfloat": torch.bfloat16}
 KERNELS = ("forward", "input", "weight")
 BRANCHES = ((3, 1), (5, 1), (3, 2), (5, 2))  # kernel, dilation
 
@@ -26,9 +24,12 @@ class Case:
     stride: int = 1
     branches: tuple[tuple[int, int], ...] = BRANCHES
     pools: bool = True
-    dtype: str = "float"
-
+    dtype: torch.dtype = torch.float32
     not_a_number: bool = False
+
+    def __str__(self) -> str:
+        kernels = "".join(f"{k}{'abc'[d]}" for k, d in self.branches)
+        return f"{'x'.join(map(str, self.shape))}-s{self.stride}-{kernels}-{'pools' if self.pools else ''}-{str(self.dtype)[6:]}"
 
     def tensors(self) -> tuple[Tensor, list[Tensor]]:
         """x and the weights in float64, exact in the case's dtype. Coarse values of x make ties among maxima."""
@@ -41,47 +42,45 @@ class Case:
         return self.exact(x).requires_grad_(), [self.exact(w).requires_grad_() for w in weights]
 
     def exact(self, t: Tensor) -> Tensor:
-        return t.to(DTYPES[self.dtype]).double()
+        return t.to(self.dtype).double()
 
     def expected(self) -> dict[str, Tensor]:
         x, weights = self.tensors()
         y = stencils(x, weights, [dilation for _, dilation in self.branches], self.stride, self.pools)
         dx, *dw = torch.autograd.grad(y, [x, *weights], self.cotangent(y))
-        flat = torch.cat([w.flatten(1) for w in dw], 1) if dw else torch.empty(len(x), 0)
-        return {"forward": channels_last(y.detach()), "input": channels_last(dx), "weight": flat}
+        return {"forward": channels_last(y.detach()), "input": channels_last(dx), "weight": flat(dw, len(x))}
 
     def cotangent(self, y: Tensor) -> Tensor:
         return self.exact(torch.randn(y.shape, generator=torch.Generator().manual_seed(4)))
 
-    def run(self, kernel: str, seed: int = 0, without: int | None = None) -> subprocess.CompletedProcess:
+    def run(self, kernel: str, **options) -> Tensor:
         x, weights = self.tensors()
-        values = [channels_last(x), *([torch.cat([w.flatten(1) for w in weights], 1)] if weights else [])]
-        if kernel != "forward":
-            h, w = ((size + self.stride - 1) // self.stride for size in x.shape[-2:])
-            y = torch.empty(len(self.branches) + 2 * self.pools, *x.shape[:3], h, w)
-            values.append(channels_last(self.cotangent(y)))
-        words = [kernel, self.dtype, self.stride, *self.shape, int(self.pools), seed, *(n for branch in self.branches for n in branch)]
-        words += [] if without is None else ["without", without]
-        data = b"".join(t.detach().float().contiguous().numpy().tobytes() for t in values)
-        return subprocess.run([build("stencil"), *map(str, words)], input=data, capture_output=True, check=False)
+        h, w = ((size + self.stride - 1) // self.stride for size in x.shape[-2:])
+        y = torch.empty(len(self.branches) + 2 * self.pools, *x.shape[:3], h, w)
+        tensors = [channels_last(x), flat(weights, len(x)), channels_last(self.cotangent(y))]
+        if kernel == "forward":
+            tensors[2] = None
+        kernels, dilations = ([branch[i] for branch in self.branches] for i in (0, 1))
+        tensors = [t if t is None else t.to(self.dtype) for t in tensors]
+        return run(kernel, *tensors, kernels, dilations, self.stride, self.pools, **options)
 
 
 def channels_last(t: Tensor) -> Tensor:
     return t.movedim(-3, -1)
 
 
-def result(done: subprocess.CompletedProcess, like: Tensor) -> Tensor:
-    assert done.returncode == 0, done.stderr.decode()
-    return torch.from_numpy(np.frombuffer(done.stdout, np.float32).copy()).view(like.shape)
+def flat(weights: list[Tensor], models: int) -> Tensor:
+    return torch.cat([w.flatten(1) for w in weights], 1) if weights else torch.empty(models, 0)
 
 
-def agrees(ours: Tensor, truth: Tensor, dtype: str) -> bool:
-    """float32: 1e-5 of the largest value. Others: float32 within, rounded once at the end."""
-    rounding = 0 if dtype == "float" else 0.51 * torch.finfo(DTYPES[dtype]).eps
+def agrees(ours: Tensor, truth: Tensor) -> bool:
+    """1e-5 of the largest value, and one rounding of the result where that is narrower than float32."""
+    rounding = 0 if ours.dtype == torch.float32 else 0.51 * torch.finfo(ours.dtype).eps
     close = 1e-5 * truth.abs().max() + rounding * truth.abs()
     return bool(((ours.double() - truth).abs() <= close).all())  # NaN, as of memory that was never written, is not
 
 
+BFLOAT, HALF = {"dtype": torch.bfloat16}, {"dtype": torch.float16}
 CASES = [
     Case((2, 3, 16, 12, 20)),
     Case((2, 2, 16, 13, 33), stride=2),
@@ -97,11 +96,11 @@ CASES = [
     Case((1, 2, 12, 6, 6), stride=2, branches=((5, 2), (3, 1), (3, 2)), pools=False),
     Case((1, 1, 24, 8, 8), branches=()),
     Case((1, 1, 24, 8, 8), branches=(), stride=2),
-    Case((2, 1, 32, 9, 18), dtype="bfloat"),
-    Case((1, 2, 16, 18, 9), dtype="bfloat", stride=2),
-    Case((1, 1, 13, 5, 6), dtype="bfloat"),
-    Case((2, 1, 16, 10, 17), dtype="half"),
-    Case((1, 1, 7, 6, 5), dtype="half", stride=2),
+    Case((2, 1, 32, 9, 18), **BFLOAT),
+    Case((1, 2, 16, 18, 9), **BFLOAT, stride=2),
+    Case((1, 1, 13, 5, 6), **BFLOAT),
+    Case((2, 1, 16, 10, 17), **HALF),
+    Case((1, 1, 7, 6, 5), **HALF, stride=2),
 ]
 
 
@@ -109,22 +108,21 @@ CASES = [
 def test_agrees_with_float64(case):
     for kernel, truth in case.expected().items():
         if truth.numel():
-            assert agrees(result(case.run(kernel), truth), truth, case.dtype), kernel
+            assert agrees(case.run(kernel), truth), kernel
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_order_of_threads_does_not_matter(kernel, stride):
     case = Case((1, 2, 8, 9, 17), stride=stride)
-    first, second = (case.run(kernel, seed) for seed in (1, 2))
-    assert first.returncode == 0 and first.stdout == second.stdout
+    assert torch.equal(case.run(kernel, seed=1), case.run(kernel, seed=2))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_nan_shows_where_pytorch_shows_it(stride):
     case = Case((1, 1, 4, 9, 9), stride=stride, not_a_number=True)
     for kernel, truth in case.expected().items():
-        ours = result(case.run(kernel), truth)
+        ours = case.run(kernel)
         assert truth.isnan().any() or kernel == "input"
         if kernel == "weight":  # a NaN times the 0 beyond the edge of a map may show at more taps of the channel
             assert ours.isnan()[truth.isnan()].all()
@@ -134,12 +132,12 @@ def test_nan_shows_where_pytorch_shows_it(stride):
 
 def barriers() -> list:
     """Every __syncthreads() of the kernels, with the kernel that it belongs to."""
-    found = []
-    for path in SOURCES:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if "__syncthreads()" in line:
-                found.append(pytest.param(path.stem.removeprefix("stencil_"), number, id=f"{path.name}:{number}"))
-    return found
+    return [
+        pytest.param(path.stem.removeprefix("stencil_"), number, id=f"{path.name}:{number}")
+        for path in SOURCES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "__syncthreads()" in line
+    ]
 
 
 @pytest.mark.parametrize(("kernel", "line"), barriers())
@@ -147,5 +145,5 @@ def test_every_barrier_is_needed(kernel, line):
     """Without any one of them, some order of the threads gives a wrong result."""
     case = Case((1, 1, 8, 17, 18), branches=BRANCHES * 2)
     truth = case.expected()[kernel]
-    assert agrees(result(case.run(kernel), truth), truth, case.dtype)
-    assert not all(agrees(result(case.run(kernel, seed, without=line), truth), truth, case.dtype) for seed in range(3))
+    assert agrees(case.run(kernel), truth)
+    assert not all(agrees(case.run(kernel, seed=seed, without=line), truth) for seed in range(3))
