@@ -41,7 +41,7 @@ test: lint
 	$(PYTEST)
 
 sanitize: install
-	PAMKD_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build --build-lib build/sanitized
+	PAMKD_CUDA=OFF PAMKD_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build --build-lib build/sanitized
 	PYTHONPATH=build/sanitized LD_PRELOAD=$$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libubsan.so) \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  $(BIN)/pytest -n auto --dist worksteal tests/ops -k "not compile"

@@ -43,6 +43,8 @@ class CMakeBuild(build_ext):
             f"-DPAMKD_TORCH_INCLUDE={';'.join(cpp_extension.include_paths())}",
             f"-DPAMKD_TORCH_LIB={';'.join(cpp_extension.library_paths())}",
             f"-DPAMKD_TORCH_VERSION={torch.__version__}",
+            f"-DPAMKD_TORCH_CUDA={torch.version.cuda or ''}",
+            f"-DPAMKD_CUDA={os.getenv('PAMKD_CUDA', 'AUTO')}",
             f"-DPAMKD_SANITIZE={sanitize}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

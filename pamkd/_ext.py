@@ -7,29 +7,39 @@ from pathlib import Path
 
 import torch
 
-from pamkd.ops._library import COMPILED, LIB
+from pamkd.ops._library import COMPILED, IMPLEMENTATIONS, LIB
 
 PATH = Path(__file__).with_name("_C.so")
+CUDA_PATH = PATH.with_name("_cuda.so")
 REBUILD = "reinstall with: pip install --no-build-isolation ."
 
 
 def load() -> str | None:
     """Register the compiled kernels. Returns why they could not be loaded; each operation then raises with that reason."""
-    problem = None
-    if not PATH.exists():
-        problem = "the C++ extension is not built"
-    elif cut := missing_bytes(PATH):
-        problem = f"the C++ extension is built but its file is cut short ({cut} bytes are missing at the end of {PATH})"
-    else:
-        try:
-            torch.ops.load_library(str(PATH))
-        except OSError as error:
-            problem = f"the C++ extension is built but failed to load under PyTorch {torch.__version__} ({error})"
+    problem = _load(PATH, "C++ extension")
+    if torch.version.cuda and CUDA_PATH.exists():
+        problem = problem or _load(CUDA_PATH, "CUDA part of the extension")
+    else:  # the eager composition takes their place, and says so
+        for devices in IMPLEMENTATIONS.values():
+            if devices.get("cuda") == "CUDA C++":
+                del devices["cuda"]
     for op, keys in COMPILED.items():
         for key in keys:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pamkd::{op}", key):
                 LIB.impl(op, _missing(op, problem or f"the C++ extension was built without its {key} kernel"), key)
     return problem
+
+
+def _load(path: Path, what: str) -> str | None:
+    if not path.exists():
+        return f"the {what} is not built"
+    if cut := missing_bytes(path):
+        return f"the {what} is built but its file is cut short ({cut} bytes are missing at the end of {path})"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"the {what} is built but failed to load under PyTorch {torch.__version__} ({error})"
+    return None
 
 
 def missing_bytes(path: Path) -> int:

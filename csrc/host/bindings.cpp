@@ -16,7 +16,7 @@ PYBIND11_MODULE(_host, m) {
   m.doc() = "Build facts, CPU dispatch level, and the sampler of groups.";
   m.def("build_facts", [] {
     return std::map<std::string, std::string>{
-        {"torch", PAMKD_BUILD_TORCH}, {"compiler", PAMKD_BUILD_COMPILER}, {"cuda", "not built"}};
+        {"torch", PAMKD_BUILD_TORCH}, {"compiler", PAMKD_BUILD_COMPILER}, {"cuda", PAMKD_BUILD_CUDA}};
   });
   m.def("cpu_level", [] { return std::string(pamkd::level_name(pamkd::cpu_level())); });
   m.def(

@@ -6,3 +6,4 @@ from pamkd.ops.grs_loss import grs_loss as grs_loss
 from pamkd.ops.mixed_cell import mixed_cell as mixed_cell
 from pamkd.ops.pairwise_cosine import pairwise_cosine as pairwise_cosine
 from pamkd.ops.relu_conv_norm import relu_conv_norm as relu_conv_norm
+from pamkd.ops.stencils import stencils as stencils

@@ -55,7 +55,7 @@ def has_kernel(operation: str, tensor: Tensor) -> bool:
 def _eager(operation: str, device: str) -> bool:
     if (operation, device) not in _warned:
         _warned.add((operation, device))
-        built = " and ".join(IMPLEMENTATIONS[operation])
+        built = " and ".join(IMPLEMENTATIONS[operation]) or "no device in this build"
         warnings.warn(
             f"pamkd.ops.{operation} has kernels for {built}, none for {device}: the slower eager composition is used", stacklevel=4
         )
