@@ -1,0 +1,30 @@
+"""What kernels and launchers share: the precision of matrix products, the limits of a grid, numbers passed by value."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+MAX_GRID = 65535  # of the second and third dimension of a CUDA grid
+
+
+@triton.jit
+def number(x, dtype: tl.constexpr):
+    """A parameter annotated float64 as a block of one number of the type that is computed in: it must not widen what it meets."""
+    return (tl.zeros((1,), tl.float64) + x).to(dtype)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """`input_precision` of `tl.dot`: float32 products in three TF32 passes, which keep its accuracy, or in one where the program
+    allows TF32 (`torch.set_float32_matmul_precision("high")`, `torch.backends.cuda.matmul.allow_tf32`)."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def check_grid(operation: str, **sizes: int) -> None:
+    """Raise where the number of programs along a dimension other than the first is too large to launch."""
+    for name, programs in sizes.items():
+        if programs > MAX_GRID:
+            raise ValueError(f"{operation}: {name} takes {programs} programs, CUDA allows {MAX_GRID}; split the call along it")
