@@ -76,7 +76,7 @@ def _all_numbers(mix: Any) -> list[float]:
 
 
 def _weight_map(title: str, name: str, learner: int, rows: Sequence[dict[str, Any]], low: float, high: float) -> Markup | None:
-    operations = entry(rows[-1], "operations", name)
+    operations = entry(rows[0], "operations", name, learner)
     if not isinstance(operations, list) or not all(isinstance(edge, list) and edge for edge in operations):
         return None
     genotype = genotype_of(rows[-1], learner)
@@ -84,14 +84,21 @@ def _weight_map(title: str, name: str, learner: int, rows: Sequence[dict[str, An
     places = _places(len(operations))
     panels = []
     for i, candidates in enumerate(operations):
-        mixes = [numbers(entry(row, "mixtures", name, learner, i), len(candidates)) for row in rows]
-        values = [[mix[o] for mix in mixes] for o in range(len(candidates))]
+        mixes = [_by_operation(row, name, learner, i) for row in rows]
+        values = [[mix.get(o) for mix in mixes] for o in candidates]
         node, state = places[i] if places else (None, None)
         label = f"{state_name(state)} → node {node}" if places else f"edge {i}"
         operation = kept.get((node, state))
         marked = candidates.index(operation) if operation in candidates else None
         panels.append(Panel(label, [operation_name(o) for o in candidates], values, marked))
     return heat_map(f"{title}, learner {learner}", "weight", panels, [row["epoch"] for row in rows], low=low, high=high)
+
+
+def _by_operation(row: dict[str, Any], name: str, learner: int, edge: int) -> dict[str, float | None]:
+    """Weight of every operation that the edge had in this epoch; a later stage of a search has fewer."""
+    candidates = entry(row, "operations", name, learner, edge)
+    candidates = candidates if isinstance(candidates, list) else []
+    return dict(zip(candidates, numbers(entry(row, "mixtures", name, learner, edge), len(candidates)), strict=True))
 
 
 def _places(edges: int) -> list[tuple[int, int]] | None:
