@@ -26,7 +26,7 @@ from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_state import SearchState, finite_or_none, fixed
 from pamkd.spaces import SPACES
-from pamkd.spaces.genotype import Genotype
+from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
 from pamkd.transfer.grs import GroupRelativeSimilarity
 from pamkd.trilevel.passes import Batch, Diverged, Passes
@@ -38,11 +38,11 @@ from pamkd.trilevel.step import Learner, TriLevelStep
 class SearchResult:
     """What a search found. `learner` is the one with the lowest validation loss of W; its genotype is retained."""
 
-    genotype: Genotype
+    genotype: Architecture
     learner: int
     valid_loss: list[float]
     valid_accuracy: list[float]
-    genotypes: list[Genotype]
+    genotypes: list[Architecture]
     learners: list[Learner]  # each with its supernet, `learner.network`
     history: list[dict[str, Any]]  # the rows of metrics.jsonl
 
@@ -208,7 +208,7 @@ class Search:
 
     def _finish(self, state: SearchState, metrics: Metrics, folder: Path | None) -> SearchResult:
         last = next(row for row in reversed(metrics.rows) if row["kind"] == "epoch")
-        genotypes = [Genotype.from_json(data) for data in last["genotypes"]]
+        genotypes = [architecture_from_json(data) for data in last["genotypes"]]
         best = min(range(len(genotypes)), key=last["valid_loss"].__getitem__)
         result = SearchResult(genotypes[best], best, last["valid_loss"], last["valid_accuracy"], genotypes, state.learners, metrics.rows)
         if folder is not None:
@@ -324,4 +324,4 @@ def _tensorboard(metrics: Metrics, row: dict[str, Any]) -> None:
         scalars |= {f"flow/{j}_teaches_{k}": value for j, value in enumerate(weights) if j != k}
     metrics.scalars(scalars, row["epoch"])
     for k, genotype in enumerate(row["genotypes"]):
-        metrics.text(f"genotype/learner_{k}", str(Genotype.from_json(genotype)), row["epoch"])
+        metrics.text(f"genotype/learner_{k}", str(architecture_from_json(genotype)), row["epoch"])

@@ -7,6 +7,7 @@ from functools import partial
 
 from pamkd.spaces.darts import Darts
 from pamkd.spaces.darts_minus import DartsMinus
+from pamkd.spaces.nasbench201 import NasBench201
 from pamkd.spaces.pcdarts import PcDarts
 from pamkd.spaces.robust_darts import RobustDarts
 from pamkd.spaces.supernet import Supernet
@@ -15,6 +16,7 @@ from pamkd.spaces.supernet import Supernet
 SPACES: dict[str, Callable[..., Supernet]] = {
     "darts": Darts,
     "darts-minus": DartsMinus,
+    "nasbench201": NasBench201,
     "pcdarts": PcDarts,
     "s1": partial(RobustDarts, space="s1"),
     "s2": partial(RobustDarts, space="s2"),

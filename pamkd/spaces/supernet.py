@@ -43,7 +43,7 @@ class Output(NamedTuple):
 class Cell(NamedTuple):
     spec: CellSpec
     reduce_s0: bool  # the previous cell was a reduction: s0 is twice as large as s1
-    in_channels: tuple[int, int]  # of s0 and s1
+    in_channels: tuple[int, ...]  # of the states that enter
 
 
 class NextStage(NamedTuple):
@@ -72,6 +72,7 @@ class Supernet(ABC):
     stages: ClassVar[int] = 1  # of equal numbers of epochs; `next_stage` leads from one to the next
     restarts: ClassVar[bool] = False  # each stage has its own learning rates, from the start again
     cell_types: ClassVar[tuple[str, ...]] = ("normal", "reduce")
+    min_cells = 3
     stem_multiplier = 3
     partial = 1  # k of PC-DARTS: operations see the first channels // k channels
     pool_norm = True  # BatchNorm after pools
@@ -91,8 +92,9 @@ class Supernet(ABC):
             raise ValueError(f"channels is {channels}: a supernet needs an even number of at least 2 (FactorizedReduce halves it)")
         if channels % self.partial:
             raise ValueError(f"channels is {channels}: partial channels need a multiple of {self.partial}")
-        if cells < 3:
-            raise ValueError(f"cells is {cells}: a supernet needs at least 3 (reductions stand at cells // 3 and 2 * cells // 3)")
+        if cells < self.min_cells:
+            why = " (reductions stand at cells // 3 and 2 * cells // 3)" if self.min_cells == 3 else ""
+            raise ValueError(f"cells is {cells}: a supernet needs at least {self.min_cells}{why}")
         if classes < 2:
             raise ValueError(f"classes is {classes}: classification needs at least 2")
         if stem not in ("cifar", "imagenet"):
@@ -205,10 +207,14 @@ class Supernet(ABC):
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
         views = self.layout.views(weights)
-        embedding = self._embed(views, self.sample(alphas), images.contiguous(memory_format=torch.channels_last))
+        last = self._states(views, self.sample(alphas), images.contiguous(memory_format=torch.channels_last))
+        if self.affine_tail:
+            last = F.relu(affine_norm(last, views, "lastact.0"))
+        embedding = last.mean((2, 3))
         return Output(F.linear(embedding, views["classifier.weight"], views["classifier.bias"]), embedding)
 
-    def _embed(self, views: dict[str, Tensor], mixtures: tuple[Tensor, ...], images: Tensor) -> Tensor:
+    def _states(self, views: dict[str, Tensor], mixtures: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        """The output of the last cell."""
         s0, s1 = self._stem(views, images)
         for i, cell in enumerate(self.cells):
             name = f"cells.{i}."
@@ -218,17 +224,15 @@ class Supernet(ABC):
                 left = _relu_conv_bn(s0, views[name + "preprocess0.op.1.weight"])
             right = _relu_conv_bn(s1, views[name + "preprocess1.op.1.weight"])
             s0, s1 = s1, self._cell(i, left, right, views[name + "_ops"], mixtures[cell.spec.reduction])
-        if self.affine_tail:
-            s1 = F.relu(_affine_bn(s1, views, "lastact.0"))
-        return s1.mean((2, 3))
+        return s1
 
     def _stem(self, views: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
         if self.stem == "cifar":
-            s0 = _affine_bn(F.conv2d(images, views["stem.0.weight"], padding=1), views, "stem.1")
+            s0 = affine_norm(F.conv2d(images, views["stem.0.weight"], padding=1), views, "stem.1")
             return s0, s0
-        x = _affine_bn(F.conv2d(images, views["stem0.0.weight"], stride=2, padding=1), views, "stem0.1")
-        s0 = _affine_bn(F.conv2d(F.relu(x), views["stem0.3.weight"], stride=2, padding=1), views, "stem0.4")
-        return s0, _affine_bn(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
+        x = affine_norm(F.conv2d(images, views["stem0.0.weight"], stride=2, padding=1), views, "stem0.1")
+        s0 = affine_norm(F.conv2d(F.relu(x), views["stem0.3.weight"], stride=2, padding=1), views, "stem0.4")
+        return s0, affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
 
     def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
         spec = self.cells[i].spec
@@ -263,6 +267,14 @@ class Supernet(ABC):
             yield f"{convolution}.weight", (c_out, c_in, 3, 3)
             yield f"{norm}.weight", (c_out,)
             yield f"{norm}.bias", (c_out,)
+        yield from self._cell_shapes()
+        if self.affine_tail:
+            yield "lastact.0.weight", (self.embedding_size,)
+            yield "lastact.0.bias", (self.embedding_size,)
+        yield "classifier.weight", (self.classes, self.embedding_size)
+        yield "classifier.bias", (self.classes,)
+
+    def _cell_shapes(self):
         for i, (spec, reduce_s0, (c_s0, c_s1)) in enumerate(self.cells):
             if reduce_s0:
                 yield f"cells.{i}.preprocess0.conv_1.weight", (spec.channels // 2, c_s0, 1, 1)
@@ -271,16 +283,12 @@ class Supernet(ABC):
                 yield f"cells.{i}.preprocess0.op.1.weight", (spec.channels, c_s0, 1, 1)
             yield f"cells.{i}.preprocess1.op.1.weight", (spec.channels, c_s1, 1, 1)
             yield f"cells.{i}._ops", (spec.num_weights,)
-        if self.affine_tail:
-            yield "lastact.0.weight", (self.embedding_size,)
-            yield "lastact.0.bias", (self.embedding_size,)
-        yield "classifier.weight", (self.classes, self.embedding_size)
-        yield "classifier.bias", (self.classes,)
 
 
 def _relu_conv_bn(x: Tensor, weight: Tensor) -> Tensor:
     return batch_norm(F.conv2d(F.relu(x), weight))
 
 
-def _affine_bn(x: Tensor, views: dict[str, Tensor], name: str) -> Tensor:
+def affine_norm(x: Tensor, views: dict[str, Tensor], name: str) -> Tensor:
+    """BatchNorm on batch statistics with the weight and bias of that name."""
     return F.batch_norm(x, None, None, views[f"{name}.weight"], views[f"{name}.bias"], training=True, eps=BN_EPS)

@@ -7,8 +7,12 @@ import dataclasses
 import pytest
 import torch
 
+from pamkd.report import write_report
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import Interrupted, OptionError
+from pamkd.runs.evaluate import Evaluation
+from pamkd.runs.evaluate_config import EvaluateConfig, read_genotype
+from pamkd.runs.export import load_network, weights_name
 from pamkd.runs.search import Search
 from pamkd.spaces import SPACES
 from tests.runs.test_search import InterruptedAt, assert_same
@@ -50,3 +54,19 @@ def test_options_of_a_space_reach_it(pictures, tiny):
     result = Search(**tiny | {"space": "darts-minus", "space_options": ("space=s2", "beta=0.5"), "epochs": 1}).run(*pictures)
     network = result.learners[0].network
     assert (network.space, network.beta, network.moment.epochs) == ("s2", 0.5, 1)
+
+
+@pytest.mark.parametrize(("space", "options"), [("s4", {}), ("pcdarts", {}), ("nasbench201", {"cells": 1})])
+def test_what_it_finds_trains_by_itself(space, options, pictures, tiny, tmp_path):
+    """Search, evaluation, report and export of one run folder."""
+    config = SearchConfig(out=tmp_path / "run", tensorboard=False, **options_of(space, tiny) | options | {"epochs": 1})
+    found = Search(config).run(*pictures).genotype
+    evaluation = EvaluateConfig(
+        out=tmp_path / "run" / "evaluation", channels=4, cells=3, epochs=1, batch_size=8, auxiliary=0.0, drop_path=0.0
+    )
+    result = Evaluation(evaluation).run(read_genotype(tmp_path / "run" / "genotype.json"), *pictures)
+    assert result.genotype == found and result.parameters > 0 and 0 <= result.test_error[0] <= 1
+    text = write_report(tmp_path / "run").read_text()
+    assert "Entropy of the architecture weights" in text and found.describe().splitlines()[0][:20] in text
+    network, _ = load_network(tmp_path / "run" / "evaluation" / weights_name(0))
+    assert network.genotype == found
