@@ -27,8 +27,8 @@ STEPS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8)
 LR, WEIGHT = 0.05, 0.5
 
 
-def method_of(supernet: Darts, fd_step: float, exact: bool = False, order: str = "second") -> Pamkd:
-    parts = TriLevelStep(Passes(supernet), GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 5.0), fd_step=fd_step)
+def method_of(fd_step: float, exact: bool = False, order: str = "second") -> Pamkd:
+    parts = TriLevelStep(Passes(), GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 5.0), fd_step=fd_step)
     return Pamkd(parts, order=order, exact=exact)
 
 
@@ -56,9 +56,9 @@ def main() -> None:
     learners = []
     for k in range(2):
         alphas = supernet.init_alphas(generator(0, "alphas", k))
-        learners.append(Learner.create(alphas, *(supernet.init_weights(generator(0, name, k)) for name in ("v", "w"))))
+        learners.append(Learner.create(supernet, alphas, *(supernet.init_weights(generator(0, name, k)) for name in ("v", "w"))))
     adam = torch.optim.Adam([learner.alphas for learner in learners], 6e-3, betas=(0.5, 0.999), weight_decay=1e-3)
-    method, done = method_of(supernet, DEFAULT_FD_STEP), 0
+    method, done = method_of(DEFAULT_FD_STEP), 0
     for target in options.trained:
         for step in range(done, target):
             _, found = method.step(learners, Batch(*next(train)), Batch(*next(valid)), lr=LR, phase="search", seed=step)
@@ -68,20 +68,20 @@ def main() -> None:
         done = target
         batches = Batch(*next(train)), Batch(*next(valid))
         for dtype in (torch.float64, torch.float32):
-            at = [Learner(*(t.detach().to(dtype) for t in vars(learner).values())) for learner in learners]
+            at = [Learner(supernet, *(t.detach().to(dtype) for t in learner.tensors.values())) for learner in learners]
             for learner in at:
                 learner.alphas.requires_grad_()
             pair = [Batch(batch.images.to(dtype), batch.labels) for batch in batches]
-            wide = [Learner(*(t.detach().double() for t in vars(learner).values())) for learner in at]
+            wide = [Learner(supernet, *(t.detach().double() for t in learner.tensors.values())) for learner in at]
             for learner in wide:
                 learner.alphas.requires_grad_()
             wide_pair = [Batch(batch.images.double(), batch.labels) for batch in pair]
-            direct = hypergradient(method_of(supernet, 1.0, order="first"), wide, *wide_pair)
-            exact = hypergradient(method_of(supernet, 1.0, exact=True), wide, *wide_pair) - direct
-            narrow = hypergradient(method_of(supernet, 1.0, order="first"), at, *pair)
+            direct = hypergradient(method_of(1.0, order="first"), wide, *wide_pair)
+            exact = hypergradient(method_of(1.0, exact=True), wide, *wide_pair) - direct
+            narrow = hypergradient(method_of(1.0, order="first"), at, *pair)
             error = {}
             for step in STEPS:
-                found = hypergradient(method_of(supernet, step), at, *pair) - narrow
+                found = hypergradient(method_of(step), at, *pair) - narrow
                 error[step] = ((found - exact).norm() / exact.norm()).item()
                 cosine = F.cosine_similarity(found.flatten(), exact.flatten(), 0).item()
                 print(f"{target:4} steps, {dtype}: step {step:g}: relative error {error[step]:.2e}, cosine {cosine:.4f}", flush=True)
@@ -92,7 +92,7 @@ def main() -> None:
             for step in STEPS:
                 case = f"{target} steps of search, {str(dtype).removeprefix('torch.')}, step {step:g}"
                 bench.row(case, "relative error", "", error[step], {f"step {DEFAULT_FD_STEP:g}": error[DEFAULT_FD_STEP]})
-    ours, peer = method_of(supernet, DEFAULT_FD_STEP), method_of(supernet, DEFAULT_FD_STEP, exact=True)
+    ours, peer = method_of(DEFAULT_FD_STEP), method_of(DEFAULT_FD_STEP, exact=True)
     bench.time(
         f"one step C={options.channels} cells={options.cells} batch={options.batch}, float32",
         lambda: hypergradient(ours, learners, *batches),

@@ -32,10 +32,10 @@ class Ours:
     """K learners and the step of `pamkd.methods.pamkd` over one supernet."""
 
     def __init__(self, supernet: Supernet, start: list[Learner], train: Batch, valid: Batch) -> None:
-        self.learners = [Learner.create(*(tensor.detach().clone() for tensor in (k.alphas, k.v, k.w))) for k in start]
+        self.learners = [Learner.create(supernet, *(tensor.detach().clone() for tensor in (k.alphas, k.v, k.w))) for k in start]
         self.adam = torch.optim.Adam([learner.alphas for learner in self.learners], 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
         # Without clipping: Betty clips the learners' gradients together, the paper's code each by itself.
-        parts = TriLevelStep(Passes(supernet), GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
+        parts = TriLevelStep(Passes(), GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
         self.method, self.train, self.valid = Pamkd(parts), train, valid
 
     def __call__(self) -> None:
@@ -125,9 +125,7 @@ class Betty:
 
 def learners_of(supernet: Supernet, count: int) -> list[Learner]:
     random = torch.Generator().manual_seed(0)
-    return [
-        Learner.create(supernet.init_alphas(random), supernet.init_weights(random), supernet.init_weights(random)) for _ in range(count)
-    ]
+    return [Learner.create(supernet, supernet.init_alphas(random), *(supernet.init_weights(random) for _ in "vw")) for _ in range(count)]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pamkd"
 MAY_IMPORT = {
     "reference": set(),
     "ops": {"reference", "kernels", "_ext"},
-    "spaces": {"ops", "reference"},
+    "spaces": {"ops", "reference", "data"},
     "data": {"_host"},
     "trilevel": {"spaces"},
     "transfer": {"spaces", "ops", "reference", "data"},

@@ -21,17 +21,17 @@ struct Edge {
 
 struct CellSpec {
   int64_t channels, inputs, nodes, partial, columns, op_channels, num_weights = 0;
-  bool reduction, last;
+  bool reduction, last, pool_norm;
   std::vector<Edge> edges;
 
   explicit CellSpec(const std::vector<int64_t>& code) {
-    if (code.size() < 7) throw std::invalid_argument("mixed_cell: the encoded spec is shorter than its head");
+    if (code.size() < 8) throw std::invalid_argument("mixed_cell: the encoded spec is shorter than its head");
     channels = code[0], reduction = code[1] != 0, inputs = code[2], nodes = code[3], partial = code[4];
-    last = code[5] != 0, columns = code[6];
+    last = code[5] != 0, columns = code[6], pool_norm = code[7] != 0;
     if (channels < 1 || inputs < 1 || inputs > 2 || nodes < 1 || partial < 1 || channels % partial != 0)
       throw std::invalid_argument("mixed_cell: the head of the encoded spec describes no cell");
     op_channels = channels / partial;
-    size_t at = 7;
+    size_t at = 8;
     for (int64_t node = 0; node < nodes; node++)
       for (int64_t source = 0; source < inputs + node; source++) {
         Edge edge{source, node, reduction && source < inputs ? 2 : 1, {}};

@@ -121,6 +121,7 @@ class CellBackward {
       const Edge& edge = spec_.edges[e];
       if (edge.source != state) continue;
       const T* from = mixture_[edge.node].get();
+      if (bypass_) bypass(e, rest, wanted);
       through |= convolutions(e, from, pooled, pool_sums, scratch, outer, inner, wanted, through);
       if (!wanted) continue;
       for (size_t o = 0; o < edge.candidates.size(); o++) {
@@ -134,14 +135,18 @@ class CellBackward {
           add_scaled(g, true, from, run_.weight(e, o));
         }
       }
-      if (bypass_) bypass(edge, rest);
     }
     if (!wanted) return;
     for (int pool = 0; pool < 2; pool++) {
       if (!pool_begun[pool]) continue;
-      const T *mean = run_.pool_statistic(state, pool * 2), *scale = run_.pool_statistic(state, pool * 2 + 1);
-      const NormInput<T> norm(plan_.lanes, [](Index) { return 1.0; }, scale, pool_sums[pool].data(), pool_sums[pool].data() + plan_.lanes, double(plan_.n) * pixels_);
-      pool_input(pool, step, h, w, pooled[pool], mean, norm, pool_grad[pool], g);
+      if (spec_.pool_norm) {
+        const NormInput<T> norm(plan_.lanes, [](Index) { return 1.0; }, run_.pool_deviation(state, pool), pool_sums[pool].data(), pool_sums[pool].data() + plan_.lanes, double(plan_.n) * pixels_);
+        run_.shares.each([&](Index, Index i) {
+          T* dp = pool_grad[pool] + i * image_;
+          run_.k.pass.norm_input(dp, pooled[pool] + i * image_, run_.pool_mean(state, pool), norm.a.data(), norm.b.data(), norm.g_mean.data(), dp, plan_.groups, pixels_);
+        });
+      }
+      pool_input(pool, step, h, w, pool_grad[pool], g);
     }
     if (through)
       run_.shares.each([&](Index, Index i) {
@@ -157,29 +162,35 @@ class CellBackward {
     });
   }
 
-  void bypass(const Edge& edge, T* rest) {
-    const Index h = plan_.state_h(edge.source), w = plan_.state_w(edge.source), channels = spec_.channels;
-    run_.shares.each([&](Index, Index i) {
-      const T* from = rest_[edge.node].get() + i * pixels_ * bypass_;
+  // What bypasses the operations of an edge: the gradient of its weight, and where `wanted` that of the source's channels.
+  void bypass(Index e, T* rest, bool wanted) {
+    const Edge& edge = spec_.edges[e];
+    const bool input = edge.source < spec_.inputs;
+    const Index h = plan_.state_h(edge.source), w = plan_.state_w(edge.source), stride = input ? spec_.channels : width_;
+    const T* rows = (input ? inputs_[edge.source] : out_ + (edge.source - spec_.inputs) * spec_.channels) + plan_.c;
+    const T weight = run_.bypass_weight(e);
+    Sums sums(run_.shares.count());
+    run_.shares.each([&](Index share, Index i) {
+      const T *from = rest_[edge.node].get() + i * pixels_ * bypass_, *x = rows + i * h * w * stride;
       T* to = rest + i * h * w * bypass_;
-      if (edge.stride == 1) {
-        for (Index p = 0; p < pixels_ * bypass_; p++) to[p] += from[p];
-        return;
-      }
-      const T* x = inputs_[edge.source] + i * h * w * channels + plan_.c;
+      double sum = 0;
       for (Index y = 0; y < plan_.node_h; y++)
-        for (Index v = 0; v < plan_.node_w; v++)
+        for (Index v = 0; v < plan_.node_w; v++, from += bypass_)
           for (Index c = 0; c < bypass_; c++) {
-            const Index corner = 2 * y * w + 2 * v, all[4] = {corner, corner + 1, corner + w, corner + w + 1};
-            Index best = corner;
-            for (Index at : all)
-              if (x[at * channels + c] > x[best * channels + c]) best = at;
-            to[best * bypass_ + c] += from[(y * plan_.node_w + v) * bypass_ + c];
+            Index best = edge.stride * (y * w + v);
+            if (edge.stride == 2)
+              for (Index at : {best + 1, best + w, best + w + 1})
+                if (x[at * stride + c] > x[best * stride + c]) best = at;
+            sum += double(from[c]) * x[best * stride + c];
+            if (wanted) to[best * bypass_ + c] += weight * from[c];
           }
+      sums[share] += sum;
     });
+    if (to_.mix)
+      for (double sum : sums) to_.mix[e * spec_.columns + spec_.columns - 1] += T(sum);
   }
 
-  void pool_input(int pool, Index step, Index h, Index w, const T* pooled, const T* mean, const NormInput<T>& norm, T* grad, T* g) {
+  void pool_input(int pool, Index step, Index h, Index w, T* grad, T* g) {
     const Buffer<T> scale = run_.pool_scale(h, w, step);
     std::vector<Tile<T>> low, gradient;
     for (Index i = 0; i < run_.shares.count(); i++) {
@@ -188,7 +199,6 @@ class CellBackward {
     }
     run_.shares.each([&](Index share, Index i) {
       T* dp = grad + i * image_;
-      run_.k.pass.norm_input(dp, pooled + i * image_, mean, norm.a.data(), norm.b.data(), norm.g_mean.data(), dp, plan_.groups, pixels_);
       const Tile<T>& to = gradient[share];
       std::memset(to.memory.get(), 0, to.memory.size() * sizeof(T));
       const Map<T> dense_dp = dense(dp, plan_.node_h, plan_.node_w);

@@ -62,7 +62,7 @@ bool CellBackward<T>::convolutions(Index e, const T* g, T* const* pooled, Sums* 
     if (!to_.mix && !run_.active(e, o)) continue;
     if (op == Op::max_pool || op == Op::avg_pool) {
       const int pool = op == Op::avg_pool;
-      term(o, pooled[pool], run_.pool_statistic(edge.source, 2 * pool), run_.pool_statistic(edge.source, 2 * pool + 1));
+      term(o, pooled[pool], run_.pool_mean(edge.source, pool), run_.pool_deviation(edge.source, pool));
     } else if (op == Op::skip && step == 1 && to_.mix) {
       term(o, x_.get(), nullptr, nullptr);
     }
@@ -93,7 +93,7 @@ bool CellBackward<T>::convolutions(Index e, const T* g, T* const* pooled, Sums* 
     double total = 0;
     for (Index c = 0; c < lanes; c++) total += terms[t].scale ? dot[c] * terms[t].scale[c] : dot[c];
     if (to_.mix) to_.mix[e * spec_.columns + terms[t].column] = T(total);
-    if (op == Op::max_pool || op == Op::avg_pool) {
+    if (spec_.pool_norm && (op == Op::max_pool || op == Op::avg_pool)) {
       Sums& pool = pool_sums[op == Op::avg_pool];
       const double weight = run_.weight(e, terms[t].column);
       for (Index c = 0; c < lanes; c++) pool[c] += weight * sums[c], pool[lanes + c] += weight * dot[c];

@@ -80,7 +80,7 @@ void cell_forward(const CellRun<T>& run, const T* const* inputs, T* out, T* q) {
         if (!run.active(e, o)) continue;
         if (op == Op::max_pool || op == Op::avg_pool) {
           const int pool = op == Op::avg_pool;
-          add(pooled[pool], run.weight(e, o), run.pool_statistic(state, pool * 2), run.pool_statistic(state, pool * 2 + 1));
+          add(pooled[pool], run.weight(e, o), run.pool_mean(state, pool), run.pool_deviation(state, pool));
         } else if (op == Op::skip && edge.stride == 1) {
           add(x, run.weight(e, o), nullptr, nullptr);
         }
@@ -92,13 +92,14 @@ void cell_forward(const CellRun<T>& run, const T* const* inputs, T* out, T* q) {
         for (const T*& map : at) map += i * image;
         run.k.pass.mix(nodes[edge.node].get() + i * image, again, int(at.size()), at.data(), scale.data(), mean.data(), plan.groups, pixels);
         if (!bypass) return;
+        const T weight = run.bypass_weight(e);
         T* to = rests[edge.node].get() + i * pixels * bypass;
         const T* from = rows + i * h * w * stride + plan.c;
         for (Index y = 0; y < plan.node_h; y++)
           for (Index v = 0; v < plan.node_w; v++, to += bypass)
             for (Index c = 0; c < bypass; c++) {
               const T* at0 = from + (y * step * w + v * step) * stride + c;
-              to[c] += step == 1 ? *at0 : std::max(std::max(at0[0], at0[stride]), std::max(at0[w * stride], at0[(w + 1) * stride]));
+              to[c] += weight * (step == 1 ? *at0 : std::max(std::max(at0[0], at0[stride]), std::max(at0[w * stride], at0[(w + 1) * stride])));
             }
       });
     }

@@ -169,12 +169,19 @@ class CellRun {
           k.stencil.avg_pool(stride, tile.read(1), scale.get(), to, plan.groups, plan.node_h, plan.node_w);
         else
           k.stencil.max_pool(stride, tile.read(1), to, plan.groups, plan.node_h, plan.node_w);
-        moments.take(pool, i, maps[pool] + i * image, plan.node_pixels());
+        if (spec.pool_norm) moments.take(pool, i, maps[pool] + i * image, plan.node_pixels());
       }
     });
-    for (int pool = 0; pool < 2; pool++)
+    for (int pool = 0; pool < 2 && spec.pool_norm; pool++)
       if (maps[pool]) moments.finish(pool, plan.node_pixels(), kEpsilon, pool_statistic(state, pool * 2), pool_statistic(state, pool * 2 + 1));
   }
+
+  // Mean and 1 / deviation of a pool, null where no BatchNorm follows it.
+  const T* pool_mean(Index state, int pool) const { return spec.pool_norm ? pool_statistic(state, pool * 2) : nullptr; }
+  const T* pool_deviation(Index state, int pool) const { return spec.pool_norm ? pool_statistic(state, pool * 2 + 1) : nullptr; }
+
+  // Partial channels: the mixture's last column weighs what bypasses the operations.
+  T bypass_weight(Index edge) const { return weight(edge, spec.columns - 1); }
 
   // Partial channels: channel o of a node is channel o / k of the mixture where o % k == 0, else of the bypass.
   bool mixes(Index channel) const { return channel % spec.partial == 0; }

@@ -56,9 +56,7 @@ class Pamkd:
         context = parts.transfer.draw(len(valid.labels), seed, valid.images.device) if mutual else None
         exact = None
         if second_order and self.exact:
-            exact = exact_hypergradient(
-                parts.passes.network, parts.transfer, learners, train, valid, context, lr=lr, weight=parts.weight, sgd=parts.sgd
-            )
+            exact = exact_hypergradient(parts.transfer, learners, train, valid, context, lr=lr, weight=parts.weight, sgd=parts.sgd)
 
         losses_v, valid_v, students, v_updates, measured = nothing, nothing, [], [], None
         if mutual:
@@ -76,7 +74,7 @@ class Pamkd:
             if k in students:
 
                 def distillation(w: Tensor, k=k, learner=learner) -> Tensor:
-                    term = parts.distillation(k, w, learner.alphas, valid, losses, published, context, "w_valid_student")
+                    term = parts.distillation(k, learner, w, valid, losses, published, context, "w_valid_student")
                     taught[k] = term.item()
                     return term
 

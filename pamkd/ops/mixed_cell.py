@@ -27,8 +27,8 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
         s0: [n, spec.channels, h, w], the first (preprocessed) input state, any strides; channels_last is the fast format.
         s1: like s0; None where `spec.inputs` is 1.
         weights: [spec.num_weights], the cell's slice of the flat weight buffer, in the order of `spec.weights`.
-        mix: [spec.edges, spec.columns], the weight of every candidate (softmax, gates, samples: made by the caller).
-            Columns beyond an edge's candidate list are not read.
+        mix: [spec.edges, spec.columns], the weight of every candidate (softmax, gates, samples: made by the caller), in the
+            last column with partial channels that of the others. Columns beyond an edge's candidate list are not read.
         spec: the cell.
 
     Returns:
@@ -119,6 +119,8 @@ def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: Ce
         raise ValueError(f"mixed_cell: weights has shape {tuple(weights.shape)}; the spec's flat slice is [{spec.num_weights}]")
     if tuple(mix.shape) != (spec.edges, spec.columns):
         raise ValueError(f"mixed_cell: mix has shape {tuple(mix.shape)}; the spec needs [{spec.edges}, {spec.columns}]")
+    if any("noise" in names for names in spec.candidates):
+        raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
     if spec.reduction and spec.partial > 1 and (s0.shape[2] % 2 or s0.shape[3] % 2):
         raise ValueError(
             f"mixed_cell: states of {s0.shape[2]} x {s0.shape[3]} in a reduction cell with partial channels; "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-# The position of a name is its code in `CellSpec.encode`: append, never reorder.
+# The position of a name is its code in `CellSpec.encode`: append, never reorder. `noise` is drawn by the caller (space S4).
 OPERATIONS = (
     "none",
     "max_pool_3x3",
@@ -19,6 +19,7 @@ OPERATIONS = (
     "dil_conv_5x5",
     "nor_conv_1x1",
     "nor_conv_3x3",
+    "noise",
 )
 
 
@@ -44,8 +45,9 @@ class CellSpec:
     Edges are ordered by node, then by source state: edge 0 is (node 0 <- state 0). `candidates[e]` names the operations
     of edge e; the mixture's column i weighs `candidates[e][i]`. In a reduction cell the edges that leave an input
     state have stride 2.  With `partial = k > 1` the operations see the first `channels // k` channels, the others
-    bypass them (through a 2x2 max pool where the stride is 2) and the channels are shuffled in k groups (PC-DARTS).
-    `output` is "concat" (all nodes along the channels) or "last" (the last node, NAS-Bench-201).
+    bypass them (through a 2x2 max pool where the stride is 2) with the weight in the mixture's last column, and the channels
+    are shuffled in k groups (PC-DARTS). `output` is "concat" (all nodes along the channels) or "last" (the last node,
+    NAS-Bench-201). `pool_norm` says whether pools are followed by BatchNorm.
     """
 
     channels: int
@@ -55,6 +57,7 @@ class CellSpec:
     nodes: int = 4
     partial: int = 1
     output: str = "concat"
+    pool_norm: bool = True
 
     def __post_init__(self) -> None:
         edges = sum(self.inputs + node for node in range(self.nodes))
@@ -76,8 +79,8 @@ class CellSpec:
 
     @property
     def columns(self) -> int:
-        """Columns of the mixture: the longest candidate list."""
-        return max(map(len, self.candidates))
+        """Columns of the mixture: the longest candidate list, and with partial channels one more for what bypasses."""
+        return max(map(len, self.candidates)) + (self.partial > 1)
 
     @property
     def op_channels(self) -> int:
@@ -125,19 +128,20 @@ class CellSpec:
 
     def encode(self) -> list[int]:
         """The cell as integers, for the operation's schema (decoded in `csrc/common/cell_spec.h`)."""
-        head = [self.channels, int(self.reduction), self.inputs, self.nodes, self.partial, int(self.output == "last"), self.columns]
+        last, pool_norm = int(self.output == "last"), int(self.pool_norm)
+        head = [self.channels, int(self.reduction), self.inputs, self.nodes, self.partial, last, self.columns, pool_norm]
         return head + [code for ops in self.candidates for code in (len(ops), *map(OPERATIONS.index, ops))]
 
     @classmethod
     def decode(cls, code: list[int]) -> CellSpec:
         """The inverse of `encode`."""
-        channels, reduction, inputs, nodes, partial, last, _ = code[:7]
-        candidates, rest = [], code[7:]
+        channels, reduction, inputs, nodes, partial, last, _, pool_norm = code[:8]
+        candidates, rest = [], code[8:]
         while rest:
             count = rest[0]
             candidates.append(tuple(OPERATIONS[i] for i in rest[1 : count + 1]))
             rest = rest[count + 1 :]
-        return cls(channels, tuple(candidates), bool(reduction), inputs, nodes, partial, "last" if last else "concat")
+        return cls(channels, tuple(candidates), bool(reduction), inputs, nodes, partial, "last" if last else "concat", bool(pool_norm))
 
 
 def _weight_shapes(name: str, c: int, stride: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pamkd.reference.cell_spec import CellSpec
+from pamkd.reference.relu_conv_norm import relu_conv_norm
 
 BN_EPS = 1e-5
 
@@ -28,23 +32,30 @@ def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor) -> Tensor:
     return batch_norm(torch.cat([F.conv2d(x[:, :, ::2, ::2], conv_1), F.conv2d(shifted, conv_2)], 1))
 
 
-def operation(name: str, x: Tensor, stride: int, weights: list[Tensor]) -> Tensor:
-    """One candidate operation (DARTS `operations.py`, affine-free BatchNorm). x: [n, c, h, w]."""
+@dataclass(frozen=True)
+class Disturbance:
+    """What is drawn at random inside a cell; an edge without an entry is left alone."""
+
+    noise: Mapping[int, Tensor] = field(default_factory=dict)  # [n, op_channels, h', w'], the value of the operation `noise`
+    skip_masks: Mapping[int, Tensor] = field(default_factory=dict)  # factors of a stride-1 skip connection's values (dropout)
+    edge_masks: Tensor | None = None  # [edges, n, 1, 1, 1], factors of whole edges (drop-path)
+
+
+def operation(name: str, x: Tensor, stride: int, weights: list[Tensor], norm: bool = True, layer: Callable = relu_conv_norm) -> Tensor:
+    """One candidate operation (DARTS `operations.py`, affine-free BatchNorm). x: [n, c, h, w]; `norm`: BatchNorm after pools."""
     if name == "none":
         return x[:, :, ::stride, ::stride] * 0
-    if name == "max_pool_3x3":
-        return batch_norm(F.max_pool2d(x, 3, stride, 1))
-    if name == "avg_pool_3x3":
-        return batch_norm(F.avg_pool2d(x, 3, stride, 1, count_include_pad=False))
+    if name.endswith("pool_3x3"):
+        maximum = name.startswith("max")
+        y = F.max_pool2d(x, 3, stride, 1) if maximum else F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+        return batch_norm(y) if norm else y
     if name == "skip_connect":
         return x if stride == 1 else factorized_reduce(x, *weights)
     if name.startswith("nor_conv"):
         return batch_norm(F.conv2d(F.relu(x), weights[0], stride=stride, padding=weights[0].shape[-1] // 2))
     dilation = 2 if name.startswith("dil_conv") else 1
     for depthwise, pointwise in zip(weights[::2], weights[1::2], strict=True):
-        padding = dilation * (depthwise.shape[-1] // 2)
-        x = F.conv2d(F.relu(x), depthwise, stride=stride, padding=padding, dilation=dilation, groups=x.shape[1])
-        x = batch_norm(F.conv2d(x, pointwise))
+        x, _, _ = layer(x, depthwise, pointwise, stride=stride, dilation=dilation)
         stride = 1
     return x
 
@@ -54,30 +65,51 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
-    """Node i = sum over its edges e of sum_o mix[e, o] * candidate_o(state); returns the nodes along the channels."""
+def mixed_cell(
+    s0: Tensor,
+    s1: Tensor | None,
+    weights: Tensor,
+    mix: Tensor,
+    spec: CellSpec,
+    disturbance: Disturbance | None = None,
+    layer: Callable = relu_conv_norm,
+) -> Tensor:
+    """Node i = sum over its edges e of sum_o mix[e, o] * candidate_o(state); returns the nodes along the channels.
+
+    `layer` computes the layers of separable and dilated convolutions.
+    """
     states = [s0] if s1 is None else [s0, s1]
-    pieces = iter(zip(spec.weights, weights.split([piece.size for piece in spec.weights]), strict=True))
     of: dict[tuple[int, int], list[Tensor]] = {}
-    for piece, values in pieces:
+    for piece, values in zip(spec.weights, weights.split([piece.size for piece in spec.weights]), strict=True):
         of.setdefault((piece.edge, piece.op), []).append(values.view(piece.shape))
+    disturbance = disturbance or Disturbance()
     edge = 0
     for node in range(spec.nodes):
         total = None
         for source in range(spec.inputs + node):
-            y = _edge(states[source], edge, of, mix[edge], spec)
+            y = _edge(states[source], edge, of, mix[edge], spec, disturbance, layer)
+            if disturbance.edge_masks is not None:
+                y = y * disturbance.edge_masks[edge]
             total = y if total is None else total + y
             edge += 1
         states.append(total)
     return states[-1] if spec.output == "last" else torch.cat(states[spec.inputs :], 1)
 
 
-def _edge(x: Tensor, edge: int, of: dict[tuple[int, int], list[Tensor]], mix: Tensor, spec: CellSpec) -> Tensor:
+def _edge(
+    x: Tensor, edge: int, of: dict[tuple[int, int], list[Tensor]], mix: Tensor, spec: CellSpec, disturbance: Disturbance, layer: Callable
+) -> Tensor:
     stride = spec.stride(edge)
     head = x[:, : spec.op_channels]
-    terms = [mix[i] * operation(name, head, stride, of.get((edge, i), [])) for i, name in enumerate(spec.candidates[edge])]
+    terms = []
+    for i, name in enumerate(spec.candidates[edge]):
+        y = disturbance.noise[edge] if name == "noise" else operation(name, head, stride, of.get((edge, i), []), spec.pool_norm, layer)
+        if name == "skip_connect" and edge in disturbance.skip_masks:
+            y = y * disturbance.skip_masks[edge]
+        terms.append(mix[i] * y)
     y = sum(terms) if terms else operation("none", head, stride, [])
     if spec.partial == 1:
         return y
     rest = x[:, spec.op_channels :]
-    return channel_shuffle(torch.cat([y, rest if stride == 1 else F.max_pool2d(rest, 2, 2)], 1), spec.partial)
+    rest = mix[-1] * (rest if stride == 1 else F.max_pool2d(rest, 2, 2))
+    return channel_shuffle(torch.cat([y, rest], 1), spec.partial)

@@ -10,9 +10,11 @@ from pamkd.report.charts import Line, Panel, chosen_epochs, heat_map, line_chart
 from pamkd.report.curves import by_epoch, epoch_end, phase_marks
 from pamkd.report.markup import Markup, el, join
 from pamkd.report.run_folder import Run, entry, genotype_of, number, numbers, retained
+from pamkd.spaces.architecture import Architecture
 from pamkd.spaces.genotype import Genotype
 
 CELLS = (("normal", "Normal cell"), ("reduce", "Reduction cell"))
+CELL_TYPES = (*CELLS, ("cell", "Cell"))
 
 
 def cells(run: Run) -> Markup:
@@ -21,7 +23,11 @@ def cells(run: Run) -> Markup:
         return el("p", "No genotype yet: the first is derived at the end of the first epoch.", class_="none")
     whose = f"The genotype of learner {best}" if best is not None else "The genotype"
     state = "retained by the search" if run.genotype is not None else "which is the best so far"
-    intro = "Edges have the colour of the state that they carry; in the reduction cell, operations on c[k−2] and c[k−1] have stride 2."
+    intro = (
+        ""
+        if not isinstance(genotype, Genotype)
+        else "Edges have the colour of the state that they carry; in the reduction cell, operations on c[k−2] and c[k−1] have stride 2."
+    )
     parts = [el("p", f"{whose}, {state}. {intro}"), cell_pair(genotype)]
     row = run.epochs[-1] if run.epochs else {}
     for k in range(run.learners):
@@ -31,7 +37,9 @@ def cells(run: Run) -> Markup:
     return join(*parts)
 
 
-def cell_pair(genotype: Genotype) -> Markup:
+def cell_pair(genotype: Architecture) -> Markup:
+    if not isinstance(genotype, Genotype):
+        return el("pre", genotype.describe())
     concat = {"normal": genotype.normal_concat, "reduce": genotype.reduce_concat}
     return el("div", *(draw_cell(title, getattr(genotype, name), concat[name]) for name, title in CELLS), class_="pair")
 
@@ -64,7 +72,7 @@ def architecture_weights(run: Run) -> Markup:
         note += f" {len(chosen)} of {len(rows)} epochs are shown."
     parts.append(el("p", note + " One colour scale for all maps.", class_="soft"))
     for k in sorted(learners, key=lambda k: k != best):
-        maps = [heat for name, title in CELLS if (heat := _weight_map(title, name, k, chosen, low, high))]
+        maps = [heat for name, title in CELL_TYPES if (heat := _weight_map(title, name, k, chosen, low, high))]
         summary = el("summary", f"Learner {k}" + (" (retained)" if k == best and run.result else ""))
         is_open = "open" if k == best or (best is None and k == 0) else None
         parts.append(el("details", summary, el("div", *maps, class_="pair"), open=is_open))
@@ -76,22 +84,29 @@ def _all_numbers(mix: Any) -> list[float]:
 
 
 def _weight_map(title: str, name: str, learner: int, rows: Sequence[dict[str, Any]], low: float, high: float) -> Markup | None:
-    operations = entry(rows[-1], "operations", name)
+    operations = entry(rows[0], "operations", name, learner)
     if not isinstance(operations, list) or not all(isinstance(edge, list) and edge for edge in operations):
         return None
     genotype = genotype_of(rows[-1], learner)
-    kept = _kept(getattr(genotype, name)) if genotype is not None else {}
+    kept = _kept(getattr(genotype, name)) if isinstance(genotype, Genotype) else {}
     places = _places(len(operations))
     panels = []
     for i, candidates in enumerate(operations):
-        mixes = [numbers(entry(row, "mixtures", name, learner, i), len(candidates)) for row in rows]
-        values = [[mix[o] for mix in mixes] for o in range(len(candidates))]
+        mixes = [_by_operation(row, name, learner, i) for row in rows]
+        values = [[mix.get(o) for mix in mixes] for o in candidates]
         node, state = places[i] if places else (None, None)
         label = f"{state_name(state)} → node {node}" if places else f"edge {i}"
         operation = kept.get((node, state))
         marked = candidates.index(operation) if operation in candidates else None
         panels.append(Panel(label, [operation_name(o) for o in candidates], values, marked))
     return heat_map(f"{title}, learner {learner}", "weight", panels, [row["epoch"] for row in rows], low=low, high=high)
+
+
+def _by_operation(row: dict[str, Any], name: str, learner: int, edge: int) -> dict[str, float | None]:
+    """Weight of every operation that the edge had in this epoch; a later stage of a search has fewer."""
+    candidates = entry(row, "operations", name, learner, edge)
+    candidates = candidates if isinstance(candidates, list) else []
+    return dict(zip(candidates, numbers(entry(row, "mixtures", name, learner, edge), len(candidates)), strict=True))
 
 
 def _places(edges: int) -> list[tuple[int, int]] | None:

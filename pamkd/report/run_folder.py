@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pamkd.runs.options import CONFIG_NAME, read_config
-from pamkd.spaces.genotype import Genotype
+from pamkd.spaces.architecture import Architecture, architecture_from_json
 
 EVALUATION = "evaluation"  # folder in a search's run folder
 
@@ -22,7 +22,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
-    genotype: Genotype | None = None
+    genotype: Architecture | None = None
     epochs: list[dict[str, Any]] = field(default_factory=list)  # one row per epoch (and seed)
     steps: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ def _read(folder: Path) -> Run:
     genotype = _read_json(run, "genotype.json") or run.result.get("genotype")
     if genotype is not None:
         try:
-            run.genotype = Genotype.from_json(genotype)
+            run.genotype = architecture_from_json(genotype)
         except ValueError as error:
             run.problems.append(f"The genotype cannot be used: {error}.")
     _read_rows(run)
@@ -141,7 +141,7 @@ def entry(value: Any, *path: str | int) -> Any:
     return value
 
 
-def retained(run: Run) -> tuple[Genotype | None, int | None]:
+def retained(run: Run) -> tuple[Architecture | None, int | None]:
     """The result's genotype and learner, else what the last epoch would give."""
     learner = run.result.get("learner")
     if run.genotype is not None:
@@ -156,8 +156,8 @@ def retained(run: Run) -> tuple[Genotype | None, int | None]:
     return genotype_of(run.epochs[-1], best), best
 
 
-def genotype_of(row: dict[str, Any], learner: int) -> Genotype | None:
+def genotype_of(row: dict[str, Any], learner: int) -> Architecture | None:
     try:
-        return Genotype.from_json(entry(row, "genotypes", learner))
+        return architecture_from_json(entry(row, "genotypes", learner))
     except ValueError:
         return None

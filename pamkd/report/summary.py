@@ -7,6 +7,7 @@ import json
 from pamkd.report.charts import table
 from pamkd.report.markup import Markup, duration, el, join, millions, percent, plural, shown
 from pamkd.report.run_folder import Run, entry, number, numbers, retained
+from pamkd.spaces.architecture import Architecture
 from pamkd.spaces.genotype import Genotype
 
 
@@ -130,13 +131,12 @@ def seed_table(run: Run) -> Markup:
     return table(("", "test", "training", "epochs", "time"), rows, caption="Error by seed") if rows else join()
 
 
-def genotype_text(genotype: Genotype | None) -> Markup:
+def genotype_text(genotype: Architecture | None) -> Markup:
     if genotype is None:
         return join()
     data = el("details", el("summary", "As JSON (genotype.json)"), el("pre", json.dumps(genotype.to_json())))
-    return join(
-        el("h3", "Genotype"), el("p", "Operation:input state, two for each node.", class_="soft"), el("pre", genotype.describe()), data
-    )
+    note = el("p", "Operation:input state, two for each node.", class_="soft") if isinstance(genotype, Genotype) else join()
+    return join(el("h3", "Genotype"), note, el("pre", genotype.describe()), data)
 
 
 def seed_names(run: Run) -> str:

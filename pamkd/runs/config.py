@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+import yaml
 
 from pamkd.runs.options import RunOptions
 from pamkd.spaces import SPACES
@@ -17,7 +18,9 @@ class SearchConfig(RunOptions):
     """Search an architecture with mutually teaching learners."""
 
     space: str = "darts"
-    """Search space."""
+    """Search space (docs/spaces.md)."""
+    space_options: tuple[str, ...] = ()
+    """What a space takes of its own, as name=value: `partial=2 stem=imagenet` (docs/spaces.md)."""
     method: Literal["pamkd"] = "pamkd"
     """How the learners teach each other."""
     learners: int = 2
@@ -31,7 +34,7 @@ class SearchConfig(RunOptions):
     epochs: int = 50
     """Epochs of the whole search, warm-up included."""
     warmup_v_epochs: int = 0
-    """First epochs in which only V is trained."""
+    """First epochs of each stage in which only V is trained. (Most spaces have one stage.)"""
     warmup_w_epochs: int = 0
     """Epochs after those in which V and W are trained and the architectures stand still."""
     batch_size: int = 64
@@ -64,6 +67,8 @@ class SearchConfig(RunOptions):
     """Learning rate of Adam (betas 0.5, 0.999) for the architectures."""
     arch_weight_decay: float = 1e-3
     """Of the architectures."""
+    arch_clip: float = 0.0
+    """Largest gradient norm of one learner's architecture; 0: no clipping."""
     train_portion: float = 0.5
     """Share of the training set that trains weights; the rest validates and trains architectures. (imagenet: 10 % and 2.5 %.)"""
     seed: int = 0
@@ -82,6 +87,8 @@ class SearchConfig(RunOptions):
         need(self.warmup_v_epochs >= 0, "warmup_v_epochs", "0 or more")
         need(self.warmup_w_epochs >= 0, "warmup_w_epochs", "0 or more")
         need(self.warmup_v_epochs + self.warmup_w_epochs < self.epochs, "epochs", "more epochs than both warm-ups take together")
+        need(all("=" in word for word in self.space_options), "space_options", "words such as partial=2")
+        need(self.arch_clip >= 0, "arch_clip", "0 (no clipping) or more")
         need(self.batch_size >= 1, "batch_size", "1 or more")
         need(self.fd_step > 0, "fd_step", "a positive number")
         need(self.distill_weight >= 0, "distill_weight", "0 or more (lambda)")
@@ -93,7 +100,11 @@ class SearchConfig(RunOptions):
         need(not fixed or self.train_portion == 0.5, "train_portion", "no value of your own with imagenet, whose shares are 10 % and 2.5 %")
         need(self.learners == 1 or 2 * self.group_size <= self.batch_size, "batch_size", f"at least 2 * group_size = {2 * self.group_size}")
 
+    def options_of_the_space(self) -> dict[str, Any]:
+        return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in self.space_options)}
+
     def phase(self, epoch: int) -> Literal["warmup-v", "warmup-w", "search"]:
+        """The phase of an epoch of a stage."""
         if epoch < self.warmup_v_epochs:
             return "warmup-v"
         return "warmup-w" if epoch < self.warmup_v_epochs + self.warmup_w_epochs else "search"

@@ -22,8 +22,8 @@ from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.options import FREE, to_dict
-from pamkd.spaces.evaluation_network import EvaluationNetwork, multiply_adds
-from pamkd.spaces.genotype import Genotype
+from pamkd.spaces.architecture import Architecture, Network, network_of
+from pamkd.spaces.evaluation_network import multiply_adds
 from pamkd.trilevel.passes import Diverged
 
 
@@ -31,11 +31,11 @@ from pamkd.trilevel.passes import Diverged
 class EvaluationResult:
     """Test errors (shares of the test images, one per seed, after the last epoch) and the size of the network."""
 
-    genotype: Genotype
+    genotype: Architecture
     test_error: list[float]
     parameters: int  # without the auxiliary head
     multiply_adds: int
-    network: EvaluationNetwork  # of the last seed
+    network: Network  # of the last seed
     history: list[dict[str, Any]]  # the rows of metrics.jsonl
 
     @property
@@ -58,7 +58,7 @@ class Evaluation:
 
     def run(
         self,
-        genotype: Genotype,
+        genotype: Architecture,
         train: Dataset,
         test: Dataset,
         *,
@@ -163,7 +163,7 @@ class Evaluation:
 class _State:
     """Everything that changes while an evaluation runs, and thus everything that a checkpoint holds."""
 
-    def __init__(self, config: EvaluateConfig, genotype: Genotype, options: dict[str, Any]) -> None:
+    def __init__(self, config: EvaluateConfig, genotype: Architecture, options: dict[str, Any]) -> None:
         self.config, self.genotype, self.options = config, genotype, options
         self.place = 0  # among the seeds
         self.errors: list[float] = []  # of the seeds that are done
@@ -174,7 +174,7 @@ class _State:
         config, seed = self.config, self.config.seeds[self.place]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "evaluation network"))
-            self.network = EvaluationNetwork(self.genotype, **self.options).to(config.device)
+            self.network = network_of(self.genotype, **self.options).to(config.device)
         rule = {"momentum": config.momentum, "weight_decay": config.weight_decay}
         self.optimizer = torch.optim.SGD(self.network.parameters(), config.lr, **rule, fused=config.device.startswith(("cpu", "cuda")))
         self.epoch = 0

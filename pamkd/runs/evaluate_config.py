@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from pamkd.runs.options import CONFIG_NAME, RunOptions, read_config
 from pamkd.runs.schedule import cosine
-from pamkd.spaces.genotype import PUBLISHED, Genotype
+from pamkd.spaces.architecture import Architecture, architecture_from_json
+from pamkd.spaces.genotype import PUBLISHED
+from pamkd.spaces.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class EvaluateConfig(RunOptions):
     run: Path | None = None
     """Run folder of a search: its genotype is trained, on its dataset where --dataset names no other."""
     genotype: str | None = None
-    """A genotype file (JSON), or the name of a published genotype such as DARTS_V2."""
+    """A genotype file (JSON), the name of a published genotype such as DARTS_V2, or the string of a NAS-Bench-201 cell."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """First layers: one 3x3 convolution, or three of stride 2 for large images."""
     channels: int = 36
@@ -110,7 +112,7 @@ PRESETS: dict[str, EvaluateConfig] = {
 PRESET_OF = {"digits": "digits", "cifar10": "darts-cifar10", "cifar100": "darts-cifar100", "imagenet": "darts-imagenet"}  # by dataset
 
 
-def find_genotype(config: EvaluateConfig) -> Genotype:
+def find_genotype(config: EvaluateConfig) -> Architecture:
     """The genotype of the run, the file or the name. Raises ValueError saying which is missing."""
     if config.run is not None:
         path = config.run / "genotype.json"
@@ -123,6 +125,8 @@ def find_genotype(config: EvaluateConfig) -> Genotype:
         raise ValueError("nothing to evaluate: give --run FOLDER of a search, or --genotype with a file or the name of a published one")
     elif config.genotype in PUBLISHED:
         return PUBLISHED[config.genotype]
+    elif config.genotype.startswith("|"):
+        return Topology.parse(config.genotype)
     else:
         path = Path(config.genotype)
         if not path.is_file():
@@ -130,10 +134,10 @@ def find_genotype(config: EvaluateConfig) -> Genotype:
     return read_genotype(path)
 
 
-def read_genotype(path: Path) -> Genotype:
+def read_genotype(path: Path) -> Architecture:
     """The genotype of a JSON file. Raises ValueError naming the file when it holds none."""
     try:
-        return Genotype.from_json(json.loads(path.read_text()))
+        return architecture_from_json(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     except ValueError as error:

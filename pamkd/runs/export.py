@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from pamkd.runs import checkpoint
 from pamkd.runs.errors import CheckpointError, MissingExtra
 from pamkd.runs.logs import write_json
-from pamkd.spaces.evaluation_network import EvaluationNetwork
-from pamkd.spaces.genotype import Genotype
+from pamkd.spaces.architecture import Network, architecture_from_json, network_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class ExportConfig:
     """Also write an ONNX file: normalised images [n, c, h, w] to logits [n, classes], any n."""
 
 
-def export(config: ExportConfig) -> EvaluationNetwork:
+def export(config: ExportConfig) -> Network:
     """`pamkd export`: write the files and print where they are. Raises ValueError where there is no evaluated network."""
     if config.onnx is not None:
         _need_onnx()
@@ -63,13 +62,13 @@ def weights_name(seed: int) -> str:
     return f"weights-{seed}.safetensors"
 
 
-def save_network(path: Path, network: EvaluationNetwork, facts: dict[str, Any]) -> None:
+def save_network(path: Path, network: Network, facts: dict[str, Any]) -> None:
     """Write the weights, and beside them in the file's header what it takes to build the network, and `facts` (JSON)."""
     meta = {"genotype": network.genotype.to_json(), "options": network.options, "facts": facts}
     checkpoint.save(path, network.state_dict(), meta)
 
 
-def load_network(path: Path) -> tuple[EvaluationNetwork, dict[str, Any]]:
+def load_network(path: Path) -> tuple[Network, dict[str, Any]]:
     """The network, in evaluation mode on the CPU, and the facts of a file that `save_network` wrote.
 
     Raises CheckpointError when the file is absent, damaged or none of those.
@@ -79,12 +78,12 @@ def load_network(path: Path) -> tuple[EvaluationNetwork, dict[str, Any]]:
     tensors, meta = checkpoint.load(path)
     if "options" not in meta:
         raise CheckpointError(f"{path} is a checkpoint of a run in progress: give a file of weights written by pamkd evaluate or export")
-    network = EvaluationNetwork(Genotype.from_json(meta["genotype"]), **meta["options"])
+    network = network_of(architecture_from_json(meta["genotype"]), **meta["options"])
     network.load_state_dict(tensors)
     return network.eval(), meta["facts"]
 
 
-def write_onnx(network: EvaluationNetwork, image: tuple[int, int, int], path: Path) -> None:
+def write_onnx(network: Network, image: tuple[int, int, int], path: Path) -> None:
     """The network in evaluation as ONNX: input `images` [batch, *image], output `logits` [batch, classes]; batch is free.
 
     The file is replaced in one step. Raises MissingExtra without the packages of the extra `onnx`.
@@ -109,7 +108,7 @@ def write_onnx(network: EvaluationNetwork, image: tuple[int, int, int], path: Pa
 
 
 class _Logits(nn.Module):
-    def __init__(self, network: EvaluationNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from pamkd.data import IMAGENET_SHARES, Augment, Batches, derived_seed, generato
 from pamkd.methods.pamkd import Pamkd, StepReport
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
-from pamkd.runs.errors import CheckpointError, Interrupted
+from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
-from pamkd.runs.options import CONFIG_NAME, FREE, read_config, to_dict
+from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.schedule import cosine
+from pamkd.runs.search_state import SearchState, finite_or_none, fixed
 from pamkd.spaces import SPACES
-from pamkd.spaces.genotype import Genotype
+from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
 from pamkd.transfer.grs import GroupRelativeSimilarity
 from pamkd.trilevel.passes import Batch, Diverged, Passes
@@ -37,13 +38,12 @@ from pamkd.trilevel.step import Learner, TriLevelStep
 class SearchResult:
     """What a search found. `learner` is the one with the lowest validation loss of W; its genotype is retained."""
 
-    genotype: Genotype
+    genotype: Architecture
     learner: int
     valid_loss: list[float]
     valid_accuracy: list[float]
-    genotypes: list[Genotype]
-    learners: list[Learner]
-    supernet: Supernet
+    genotypes: list[Architecture]
+    learners: list[Learner]  # each with its supernet, `learner.network`
     history: list[dict[str, Any]]  # the rows of metrics.jsonl
 
 
@@ -77,8 +77,8 @@ class Search:
         valid_batches = self._batches(valid, "valid", classes, augment)
         check_batches = self._validation_batches(valid, classes, plain)
         images, _ = next(iter(check_batches.epoch(0)))
-        supernet = SPACES[config.space](channels=config.channels, cells=config.cells, classes=classes, image_channels=images.shape[1])
-        state = _State.create(config, supernet)
+        supernet = build_supernet(config, classes, images.shape[1])
+        state = SearchState(config, supernet)
         folder = config.out
         if folder is not None:
             if config.resume:
@@ -87,15 +87,15 @@ class Search:
                 open_folder(config, self._facts(supernet, images) | (facts or {}))
         metrics = Metrics(folder, tensorboard=config.tensorboard)
         if config.resume:
-            state.restore(*checkpoint.load(folder / CHECKPOINT), config)
+            state.restore(*checkpoint.load(folder / CHECKPOINT))
             metrics.rewind(lambda row: (row["epoch"], row.get("step", math.inf)) < (state.epoch, state.step))
         else:
             self._save(state)  # so that --resume works however early a run is killed
         try:
-            self._search(state, supernet, train_batches, valid_batches, check_batches, metrics)
+            self._search(state, train_batches, valid_batches, check_batches, metrics)
         finally:
             metrics.close()
-        return self._finish(state, supernet, metrics, folder)
+        return self._finish(state, metrics, folder)
 
     def _batches(self, dataset: Dataset, stream: str, classes: int, augment: Callable | None) -> Batches:
         config = self.config
@@ -123,22 +123,23 @@ class Search:
         sizes = {"weights": supernet.layout.count, "alphas": alphas}
         return {"seed": self.config.seed, "supernet": sizes, "image": list(images.shape[1:])}
 
-    def _search(self, state: _State, supernet: Supernet, train: Batches, valid: Batches, check: Batches, metrics: Metrics) -> None:
+    def _search(self, state: SearchState, train: Batches, valid: Batches, check: Batches, metrics: Metrics) -> None:
         config = self.config
         sgd = SGD(config.momentum, config.weight_decay, config.clip)
         transfer = GroupRelativeSimilarity(config.epsilon, config.group_size, config.group_pairs, config.group_reduction)
-        parts = TriLevelStep(Passes(supernet), transfer, weight=config.distill_weight, sgd=sgd, fd_step=config.fd_step)
+        parts = TriLevelStep(Passes(), transfer, weight=config.distill_weight, sgd=sgd, fd_step=config.fd_step)
         method = Pamkd(parts, order=config.order, exact=config.hypergradient == "exact")
         steps, watch = len(train), Stopwatch()
         total = config.epochs * steps
         with Progress(total, done=state.epoch * steps + state.step) as progress, interruptible() as interrupted:
             valid_stream = valid.forever(state.epoch * steps + state.step)
             while state.epoch < config.epochs:
-                epoch, phase = state.epoch, config.phase(state.epoch)
-                lr = cosine(config.lr, config.lr_min, epoch, config.epochs)
+                epoch, phase = state.epoch, config.phase(state.epoch % state.stage_epochs)
+                lr = self._learning_rate(state)
                 for batch in train.epoch(epoch, state.step):
                     number = epoch * steps + state.step
                     seed = derived_seed(config.seed, "groups", number)
+                    state.begin("step", number)
                     report, hypergradient = method.step(
                         state.learners, Batch(*batch), Batch(*next(valid_stream)), lr=lr, phase=phase, seed=seed
                     )
@@ -157,7 +158,7 @@ class Search:
                             f"interrupted in {where}; "
                             + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept")
                         )
-                row = self._epoch_row(state, supernet, check, phase, lr)
+                row = self._epoch_row(state, check, phase, lr)
                 metrics.write(row)
                 _tensorboard(metrics, row)
                 progress.line(_summary(row, config.epochs))
@@ -165,19 +166,20 @@ class Search:
                 state.next_epoch()
                 self._save(state)
 
-    def _save(self, state: _State) -> None:
+    def _save(self, state: SearchState) -> None:
         if self.config.out is not None:
-            checkpoint.save(self.config.out / CHECKPOINT, *state.snapshot(self.config))
+            checkpoint.save(self.config.out / CHECKPOINT, *state.snapshot())
 
-    def _epoch_row(self, state: _State, supernet: Supernet, check: Batches, phase: str, lr: float) -> dict[str, Any]:
-        measured = [validate(supernet, learner, check) for learner in state.learners]
+    def _epoch_row(self, state: SearchState, check: Batches, phase: str, lr: float) -> dict[str, Any]:
+        measured = validate(state, check)
         for k, (loss, _) in enumerate(measured):
             if not math.isfinite(loss):
                 raise Diverged(f"the validation loss of learner {k} is {loss} after epoch {state.epoch + 1}: lower the learning rate")
         means = state.means()
-        genotypes = [supernet.genotype(learner.alphas) for learner in state.learners]
-        normal, reduce = zip(*(supernet.mixtures(learner.alphas.detach()) for learner in state.learners), strict=True)
-        entropy = [torch.special.entr(torch.cat(pair)).sum(-1).mean().item() for pair in zip(normal, reduce, strict=True)]
+        networks = [learner.network for learner in state.learners]
+        genotypes = [learner.network.genotype(learner.alphas) for learner in state.learners]
+        mixtures = [learner.network.mixtures(learner.alphas.detach()) for learner in state.learners]
+        cell_types = list(enumerate(networks[0].cell_types))
         return {
             "kind": "epoch",
             "epoch": state.epoch,
@@ -190,21 +192,25 @@ class Search:
             "flow_steps": means["flow_steps"],
             "genotypes": [genotype.to_json() for genotype in genotypes],
             "skips": [genotype.skips for genotype in genotypes],
-            "entropy": entropy,
-            "mixtures": {"normal": [mix.tolist() for mix in normal], "reduce": [mix.tolist() for mix in reduce]},
-            "operations": {"normal": supernet.candidates(False), "reduce": supernet.candidates(True)},
+            "entropy": [entropy(mixes) for mixes in mixtures],
+            "mixtures": {name: [mixes[i].tolist() for mixes in mixtures] for i, name in cell_types},
+            "operations": {name: [network.candidates(bool(i)) for network in networks] for i, name in cell_types},
             "lr": lr,
             "seconds": state.seconds,
             "images_per_s": state.images / state.seconds,
         }
 
-    def _finish(self, state: _State, supernet: Supernet, metrics: Metrics, folder: Path | None) -> SearchResult:
+    def _learning_rate(self, state: SearchState) -> float:
+        config = self.config
+        if state.learners[0].network.restarts:
+            return cosine(config.lr, config.lr_min, state.epoch % state.stage_epochs, state.stage_epochs)
+        return cosine(config.lr, config.lr_min, state.epoch, config.epochs)
+
+    def _finish(self, state: SearchState, metrics: Metrics, folder: Path | None) -> SearchResult:
         last = next(row for row in reversed(metrics.rows) if row["kind"] == "epoch")
-        genotypes = [Genotype.from_json(data) for data in last["genotypes"]]
+        genotypes = [architecture_from_json(data) for data in last["genotypes"]]
         best = min(range(len(genotypes)), key=last["valid_loss"].__getitem__)
-        result = SearchResult(
-            genotypes[best], best, last["valid_loss"], last["valid_accuracy"], genotypes, state.learners, supernet, metrics.rows
-        )
+        result = SearchResult(genotypes[best], best, last["valid_loss"], last["valid_accuracy"], genotypes, state.learners, metrics.rows)
         if folder is not None:
             write_json(folder / "genotype.json", result.genotype.to_json())
             found = {"learner": best, "valid_loss": result.valid_loss, "valid_accuracy": result.valid_accuracy}
@@ -243,116 +249,52 @@ def search(config: SearchConfig) -> SearchResult:
     return run.run(dataset.subset(train), dataset.subset(valid), augment=augment, plain=plain, facts=facts)
 
 
-def validate(supernet: Supernet, learner: Learner, batches: Batches) -> tuple[float, float]:
-    """Mean loss and accuracy of W over the batches, BatchNorm on each batch's own statistics."""
-    loss, correct, count = 0.0, 0, 0
+def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> Supernet:
+    """The space's supernet in its first stage. Raises OptionError where the space cannot be searched like this."""
+    options = config.options_of_the_space()
+    sizes = {"channels": config.channels, "cells": config.cells, "classes": classes, "image_channels": image_channels}
+    try:
+        supernet = SPACES[config.space](**sizes, **options)
+    except TypeError as error:
+        raise OptionError(f"space_options are {list(config.space_options)}: space {config.space} does not take them ({error})") from error
+    config.require(config.epochs % supernet.stages == 0, "epochs", f"a multiple of {supernet.stages}, the stages of space {config.space}")
+    warmup = config.warmup_v_epochs + config.warmup_w_epochs
+    config.require(warmup < config.epochs // supernet.stages, "epochs", "more epochs in each stage than both warm-ups take together")
+    return supernet
+
+
+def validate(state: SearchState, batches: Batches) -> list[tuple[float, float]]:
+    """Mean loss and accuracy of every learner's W over the batches, BatchNorm on each batch's own statistics."""
+    loss, correct, count = [0.0] * len(state.learners), [0] * len(state.learners), 0
     with torch.no_grad():
-        for images, labels in batches.epoch(0):
-            logits = supernet.forward(learner.w, learner.alphas, images).logits
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct += int((logits.argmax(1) == labels).sum())
+        for i, (images, labels) in enumerate(batches.epoch(0)):
+            state.begin("check", i)
+            for k, learner in enumerate(state.learners):
+                logits = learner.network.forward(learner.w, learner.alphas, images).logits
+                loss[k] += F.cross_entropy(logits, labels, reduction="sum").item()
+                correct[k] += int((logits.argmax(1) == labels).sum())
             count += len(labels)
-    return loss / count, correct / count
+    return [(total / count, right / count) for total, right in zip(loss, correct, strict=True)]
 
 
-class _State:
-    """Everything that changes while a search runs, and thus everything that a checkpoint holds."""
-
-    SUMS = ("train_loss", "train_loss_v", "flow", "flow_steps")
-
-    def __init__(self, learners: list[Learner], optimizer: torch.optim.Adam) -> None:
-        self.learners, self.optimizer = learners, optimizer
-        self.epoch = self.step = self.images = 0
-        self.seconds = 0.0
-        self._sums: dict[str, Tensor] = {}
-        self.next_epoch(advance=False)
-
-    @classmethod
-    def create(cls, config: SearchConfig, supernet: Supernet) -> _State:
-        learners = []
-        for k in range(config.learners):
-            alphas = supernet.init_alphas(generator(config.seed, "alphas", k))
-            v, w = (supernet.init_weights(generator(config.seed, name, k)) for name in ("v", "w"))
-            learners.append(Learner.create(*(tensor.to(config.device) for tensor in (alphas, v, w))))
-        alphas = [learner.alphas for learner in learners]
-        adam = torch.optim.Adam(alphas, config.arch_lr, betas=(0.5, 0.999), weight_decay=config.arch_weight_decay)
-        return cls(learners, adam)
-
-    def update_alphas(self, hypergradient: list[Tensor]) -> None:
-        for learner, grad in zip(self.learners, hypergradient, strict=True):
-            learner.alphas.grad = grad
-        self.optimizer.step()
-
-    def add(self, report: StepReport, seconds: float, images: int) -> None:
-        flow = torch.tensor(report.flow, dtype=torch.float64)
-        for name in ("train_loss", "train_loss_v"):
-            self._sums[name] += torch.tensor(getattr(report, name), dtype=torch.float64)
-        self._sums["flow"] += flow
-        self._sums["flow_steps"] += flow > 0
-        self.seconds += seconds
-        self.images += images
-
-    def means(self) -> dict[str, list]:
-        return {name: _finite_or_none((self._sums[name] / self.step).tolist()) for name in self.SUMS}
-
-    def next_epoch(self, *, advance: bool = True) -> None:
-        count = len(self.learners)
-        self.epoch += advance
-        self.step, self.images, self.seconds = 0, 0, 0.0
-        self._sums = {name: torch.zeros((count, count) if "flow" in name else (count,), dtype=torch.float64) for name in self.SUMS}
-
-    def snapshot(self, config: SearchConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"sums.{name}": value for name, value in self._sums.items()}
-        for k, learner in enumerate(self.learners):
-            tensors |= {f"learner.{k}.{name}": value for name, value in vars(learner).items()}
-            tensors |= {f"adam.{k}.{name}": value for name, value in self.optimizer.state[learner.alphas].items()}
-        meta = {"epoch": self.epoch, "step": self.step, "images": self.images, "seconds": self.seconds, "config": _fixed(config)}
-        return tensors, meta
-
-    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any], config: SearchConfig) -> None:
-        different = [name for name, value in _fixed(config).items() if meta["config"].get(name) != value]
-        if different:
-            name = different[0]
-            was, now = meta["config"].get(name), _fixed(config)[name]
-            raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {now!r}: resume with the same options")
-        self.epoch, self.step, self.images, self.seconds = (meta[name] for name in ("epoch", "step", "images", "seconds"))
-        self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
-        for k, learner in enumerate(self.learners):
-            for name in ("v", "w", "v_momentum", "w_momentum"):
-                setattr(learner, name, tensors[f"learner.{k}.{name}"].to(learner.w.device))
-            with torch.no_grad():
-                learner.alphas.copy_(tensors[f"learner.{k}.alphas"])
-            prefix = f"adam.{k}."
-            adam = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            if adam:
-                self.optimizer.state[learner.alphas] = {
-                    name: value if name == "step" else value.to(learner.alphas.device) for name, value in adam.items()
-                }
-
-
-def _fixed(config: SearchConfig) -> dict[str, Any]:
-    return {name: value for name, value in to_dict(config).items() if name not in FREE}
+def entropy(mixtures: Sequence[Tensor]) -> float:
+    """Of the operations on an edge, in nats, as shares of what the edge gives to all of them; mean over all edges."""
+    mixes = torch.cat(list(mixtures))
+    return torch.special.entr(mixes / mixes.sum(-1, keepdim=True)).sum(-1).mean().item()
 
 
 def _check_same(config: SearchConfig, folder: Path) -> None:
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"--resume: there is no run in {folder} ({CONFIG_NAME} is missing); start it without --resume")
     saved = read_config(folder / CONFIG_NAME)
-    for name, value in _fixed(config).items():
+    for name, value in fixed(config).items():
         if saved.get(name) != value:
             raise ValueError(f"--resume: the run in {folder} has {name} {saved.get(name)!r}, not {value!r}; resume with the same options")
 
 
-def _finite_or_none(value: Any) -> Any:
-    """JSON has no NaN: what a phase leaves out is null."""
-    if isinstance(value, list):
-        return [_finite_or_none(entry) for entry in value]
-    return value if math.isfinite(value) else None
-
-
 def _step_row(report: StepReport, epoch: int, step: int, number: int) -> dict[str, Any]:
     place = {"kind": "step", "epoch": epoch, "step": step, "global_step": number}
-    return place | {name: _finite_or_none(value) for name, value in vars(report).items()}
+    return place | {name: finite_or_none(value) for name, value in vars(report).items()}
 
 
 def _status(report: StepReport, epoch: int, epochs: int, phase: str, speed: float) -> str:
@@ -382,4 +324,4 @@ def _tensorboard(metrics: Metrics, row: dict[str, Any]) -> None:
         scalars |= {f"flow/{j}_teaches_{k}": value for j, value in enumerate(weights) if j != k}
     metrics.scalars(scalars, row["epoch"])
     for k, genotype in enumerate(row["genotypes"]):
-        metrics.text(f"genotype/learner_{k}", str(Genotype.from_json(genotype)), row["epoch"])
+        metrics.text(f"genotype/learner_{k}", str(architecture_from_json(genotype)), row["epoch"])

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from pamkd.spaces.darts import Darts
+from pamkd.spaces.darts_minus import DartsMinus
+from pamkd.spaces.nasbench201 import NasBench201
+from pamkd.spaces.pcdarts import PcDarts
+from pamkd.spaces.robust_darts import RobustDarts
 from pamkd.spaces.supernet import Supernet
 
-SPACES: dict[str, type[Supernet]] = {"darts": Darts}
+# Called with `channels`, `cells`, `classes`, `image_channels` and what a space takes of its own.
+SPACES: dict[str, Callable[..., Supernet]] = {
+    "darts": Darts,
+    "darts-minus": DartsMinus,
+    "nasbench201": NasBench201,
+    "pcdarts": PcDarts,
+    "s1": partial(RobustDarts, space="s1"),
+    "s2": partial(RobustDarts, space="s2"),
+    "s3": partial(RobustDarts, space="s3"),
+    "s4": partial(RobustDarts, space="s4"),
+}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from pamkd.spaces.genotype import Gene, Genotype
-from pamkd.spaces.supernet import Supernet
+from pamkd.spaces.supernet import Candidates, Supernet
 
 PRIMITIVES = (
     "none",
@@ -20,38 +22,45 @@ PRIMITIVES = (
 )
 INPUTS, NODES = 2, 4
 EDGES = sum(INPUTS + node for node in range(NODES))
+STATES = tuple(range(INPUTS, INPUTS + NODES))
 
 
 class Darts(Supernet):
-    """alphas [2, 14, 8]: normal and reduction cell, edge, operation."""
+    """alphas [2, 14, operations]: normal and reduction cell, edge, operation."""
 
-    def candidates(self, reduction: bool) -> tuple[tuple[str, ...], ...]:
+    def candidates(self, reduction: bool) -> Candidates:
         return (PRIMITIVES,) * EDGES
 
     def init_alphas(self, generator: torch.Generator) -> Tensor:
-        return 1e-3 * torch.randn(2, EDGES, len(PRIMITIVES), generator=generator)
+        return 1e-3 * torch.randn(2, EDGES, len(self.candidates(False)[0]), generator=generator)
 
     def mixtures(self, alphas: Tensor) -> tuple[Tensor, Tensor]:
         normal, reduce = alphas.softmax(-1)
         return normal, reduce
 
     def genotype(self, alphas: Tensor) -> Genotype:
-        normal, reduce = (derive_cell(mix, PRIMITIVES) for mix in self.mixtures(alphas.detach()))
-        states = tuple(range(INPUTS, INPUTS + NODES))
-        return Genotype(normal, states, reduce, states)
+        normal, reduce = (derive_cell(mix, self.candidates(bool(i))) for i, mix in enumerate(self.mixtures(alphas.detach())))
+        return Genotype(normal, STATES, reduce, STATES)
 
 
-def derive_cell(mix: Tensor, operations: tuple[str, ...]) -> tuple[Gene, ...]:
+def derive_cell(mix: Tensor, candidates: Candidates) -> tuple[Gene, ...]:
     """Two incoming edges per node: those with the largest weight of an operation other than `none`, and that operation.
 
     mix [edges, operations]. Genes of a node stand in the order of decreasing weight; ties go to the lower index.
     """
-    allowed = [i for i, name in enumerate(operations) if name != "none"]
+    best = [_strongest(row, names) for row, names in zip(mix.tolist(), candidates, strict=True)]
     genes: list[Gene] = []
-    edge = 0
-    for node in range(NODES):
-        rows = mix[edge : edge + INPUTS + node, allowed].tolist()
-        best = sorted(range(len(rows)), key=lambda state: -max(rows[state]))[:2]
-        genes += [(operations[allowed[rows[state].index(max(rows[state]))]], state) for state in best]
-        edge += INPUTS + node
+    for states in incoming_edges():
+        kept = sorted(range(len(states)), key=lambda state, states=states: -best[states[state]][0])[:2]
+        genes += [(best[states[state]][1], state) for state in kept]
     return tuple(genes)
+
+
+def incoming_edges() -> list[range]:
+    """The edges that enter each node, in the order of the states that they leave."""
+    starts = [sum(INPUTS + node for node in range(count)) for count in range(NODES + 1)]
+    return [range(start, end) for start, end in pairwise(starts)]
+
+
+def _strongest(weights: list[float], operations: tuple[str, ...]) -> tuple[float, str]:
+    return max(((w, name) for w, name in zip(weights, operations, strict=False) if name != "none"), key=lambda pair: pair[0])

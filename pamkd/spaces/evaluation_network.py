@@ -157,11 +157,11 @@ class ReluDepthwise(nn.Conv2d):
 
 
 class ReluConvNorm(nn.Module):
-    """relu, pointwise convolution, BatchNorm: brings an input state to the cell's channels."""
+    """relu, k x k convolution, BatchNorm; with k = 1 it brings an input state to the cell's channels."""
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, k: int = 1, stride: int = 1) -> None:
         super().__init__()
-        self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+        self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(c_in, c_out, k, stride, k // 2, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)

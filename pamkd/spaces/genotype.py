@@ -75,14 +75,15 @@ _SHORT = {
 }
 
 
-def _genes(text: str) -> tuple[Gene, ...]:
+def short_genes(text: str) -> tuple[Gene, ...]:
+    """Genes in the short form of this file, such as `s3:0 sk:1`."""
     return tuple((_SHORT[word[:2]], int(word[3:])) for word in text.split())
 
 
 def _genotype(
     normal: str, reduce: str, normal_concat: tuple[int, ...] = (2, 3, 4, 5), reduce_concat: tuple[int, ...] = (2, 3, 4, 5)
 ) -> Genotype:
-    return Genotype(_genes(normal), normal_concat, _genes(reduce), reduce_concat)
+    return Genotype(short_genes(normal), normal_concat, short_genes(reduce), reduce_concat)
 
 
 _S2_BEST = _genotype("s3:1 s3:0 s3:1 s3:0 s3:1 s3:0 sk:1 s3:0", "s3:1 s3:0 s3:1 sk:2 sk:2 sk:3 sk:2 sk:3")

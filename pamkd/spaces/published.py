@@ -99,7 +99,8 @@ def _part(piece: WeightSlice) -> str:
 
 def _batch_norms(supernet: Supernet) -> Iterator[tuple[str, int]]:
     """Published name and channels of every BatchNorm with running statistics."""
-    yield "stem.1", supernet.stem_multiplier * supernet.channels
+    for (_, norm), _, channels in supernet.stem_layers():
+        yield norm, channels
     for i, cell in enumerate(supernet.cells):
         yield f"cells.{i}.preprocess0.{'bn' if cell.reduce_s0 else 'op.2'}", cell.spec.channels
         yield f"cells.{i}.preprocess1.op.2", cell.spec.channels

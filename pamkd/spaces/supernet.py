@@ -5,20 +5,34 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.ops import mixed_cell
+from pamkd.data.randomness import generator
+from pamkd.ops import disturbed_cell, mixed_cell
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.mixed_cell import BN_EPS, batch_norm, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
+from pamkd.spaces.disturbance import draw_disturbance
 from pamkd.spaces.genotype import Genotype
 from pamkd.spaces.layout import Layout
 
 MIN_IMAGE_SIZE = 8
+Candidates = tuple[tuple[str, ...], ...]  # the operations of each edge of a cell, in edge order
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a search a step stands: schedules are functions of the epoch, draws of the seed."""
+
+    epoch: int = 0  # of the stage, counted from 0
+    epochs: int = 1  # of the stage
+    seed: int = 0  # of everything that is drawn for the step
 
 
 class Output(NamedTuple):
@@ -29,39 +43,82 @@ class Output(NamedTuple):
 class Cell(NamedTuple):
     spec: CellSpec
     reduce_s0: bool  # the previous cell was a reduction: s0 is twice as large as s1
-    in_channels: tuple[int, int]  # of s0 and s1
+    in_channels: tuple[int, ...]  # of the states that enter
+
+
+class NextStage(NamedTuple):
+    """What a learner goes on with in the next stage of a search."""
+
+    supernet: Supernet
+    alphas: Tensor | None  # fresh ones; None: copies of the old ones
+    alphas_source: Tensor | None = None  # the flat index of the old parameter that each new one copies
+    weights_source: Tensor | None = None  # [num_weights], the same for weights, -1 in gaps; None: weights begin anew
 
 
 class Supernet(ABC):
     """Stem, `cells` mixed-op cells with reductions at a third and two thirds, pool, linear classifier (DARTS macro network).
 
     A subclass says which operations each edge may choose (`candidates`), how architecture parameters become mixture
-    weights (`mixtures`) and how they become a genotype (`genotype`). The network itself holds no tensors:
-    `forward(weights [num_weights], alphas, images)` is a function, so learners and perturbed copies are just other
-    vectors. BatchNorm uses batch statistics everywhere; there are no running statistics that a pass could disturb.
+    weights (`mixtures`) and how they become a genotype (`genotype`); a space with schedules, draws or stages overrides
+    what is below those. The network itself holds no tensors: `forward(weights [num_weights], alphas, images)` is a
+    function, so learners and perturbed copies are just other vectors. BatchNorm uses batch statistics everywhere; there
+    are no running statistics that a pass could disturb.
+
+    `stem` "cifar" is a 3x3 convolution, "imagenet" divides height and width by 4 and then by 8 in three stride-2
+    convolutions. `drop_path` is the probability, in the last epoch, that an edge is dropped for an image
+    (Zela et al. 2020); it grows linearly from 0.
     """
 
+    stages: ClassVar[int] = 1  # of equal numbers of epochs; `next_stage` leads from one to the next
+    restarts: ClassVar[bool] = False  # each stage has its own learning rates, from the start again
+    cell_types: ClassVar[tuple[str, ...]] = ("normal", "reduce")
+    min_cells = 3
     stem_multiplier = 3
+    partial = 1  # k of PC-DARTS: operations see the first channels // k channels
+    pool_norm = True  # BatchNorm after pools
+    affine_tail = False  # BatchNorm and relu before the pool
 
-    def __init__(self, *, channels: int = 16, cells: int = 8, classes: int = 10, image_channels: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int = 16,
+        cells: int = 8,
+        classes: int = 10,
+        image_channels: int = 3,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        drop_path: float = 0.0,
+    ) -> None:
         if channels < 2 or channels % 2:
             raise ValueError(f"channels is {channels}: a supernet needs an even number of at least 2 (FactorizedReduce halves it)")
-        if cells < 3:
-            raise ValueError(f"cells is {cells}: a supernet needs at least 3 (reductions stand at cells // 3 and 2 * cells // 3)")
+        if channels % self.partial:
+            raise ValueError(f"channels is {channels}: partial channels need a multiple of {self.partial}")
+        if cells < self.min_cells:
+            why = " (reductions stand at cells // 3 and 2 * cells // 3)" if self.min_cells == 3 else ""
+            raise ValueError(f"cells is {cells}: a supernet needs at least {self.min_cells}{why}")
         if classes < 2:
             raise ValueError(f"classes is {classes}: classification needs at least 2")
+        if stem not in ("cifar", "imagenet"):
+            raise ValueError(f"stem is {stem!r}: it is 'cifar' or 'imagenet'")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path is {drop_path}: needed is 0 or more and below 1")
         self.channels, self.num_cells, self.classes, self.image_channels = channels, cells, classes, image_channels
+        self.stem, self.drop_path = stem, drop_path
+        self.moment = Moment()
         self.cells = list(self._cells())
         self.layout = Layout(self._shapes())
-        self._cell_function = mixed_cell
+        self._mixed_cell, self._disturbed_cell = mixed_cell, disturbed_cell
 
     @abstractmethod
-    def candidates(self, reduction: bool) -> tuple[tuple[str, ...], ...]:
+    def candidates(self, reduction: bool) -> Candidates:
         """The operations of each edge of a normal or reduction cell; one entry per edge, in edge order."""
 
+    def computed(self, reduction: bool) -> Candidates:
+        """The operations that the cells compute, one for each column of `sample`: the candidates and any that help beside them."""
+        return self.candidates(reduction)
+
     @abstractmethod
-    def mixtures(self, alphas: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixture weights `[edges, columns]` of the normal and the reduction cells."""
+    def mixtures(self, alphas: Tensor) -> tuple[Tensor, ...]:
+        """How much the architecture wants of each operation, `[edges, columns]` for each type of cell; nothing is drawn."""
 
     @abstractmethod
     def genotype(self, alphas: Tensor) -> Genotype:
@@ -70,6 +127,47 @@ class Supernet(ABC):
     @abstractmethod
     def init_alphas(self, generator: torch.Generator) -> Tensor:
         """Fresh architecture parameters of one learner."""
+
+    def sample(self, alphas: Tensor) -> tuple[Tensor, ...]:
+        """The mixtures that the passes of this step compute with, `[edges, spec.columns]`: a function of alphas and `moment`."""
+        return self.mixtures(alphas)
+
+    def regulariser(self, alphas: Tensor) -> Tensor | None:
+        """A scalar that joins the validation loss wherever architectures are trained."""
+        return None
+
+    def next_stage(self, alphas: Tensor, generator: torch.Generator) -> NextStage:
+        """What follows when a stage but the last has ended, from the architecture that it found."""
+        raise NotImplementedError(f"{type(self).__name__} has one stage")
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """What later stages have made of the space, as JSON; `restructured` takes it."""
+        return {}
+
+    def restructured(self, structure: dict[str, Any]) -> Supernet:
+        """This supernet with the structure of another stage."""
+        return self
+
+    @property
+    def skip_dropout(self) -> float:
+        """Probability, at this moment, that dropout zeroes a value of a stride-1 skip connection."""
+        return 0.0
+
+    @property
+    def drop_path_rate(self) -> float:
+        """Probability of drop-path at this moment."""
+        return self.drop_path * self.moment.epoch / max(1, self.moment.epochs - 1)
+
+    def at(self, moment: Moment) -> Supernet:
+        """This supernet as it is in one step of a search."""
+        twin = copy.copy(self)
+        twin.moment = moment
+        return twin
+
+    def random(self, *names: str | int) -> torch.Generator:
+        """A generator for one draw of this step: every pass of the step gets the same numbers."""
+        return generator(self.moment.seed, *names)
 
     @property
     def num_weights(self) -> int:
@@ -90,7 +188,7 @@ class Supernet(ABC):
                 for piece in spec.weights:
                     bound = 1 / math.sqrt(math.prod(piece.shape[1:]))
                     value[piece.offset : piece.offset + piece.size].uniform_(-bound, bound, generator=generator)
-            elif name.startswith("stem.1."):
+            elif value.dim() == 1 and name != "classifier.bias":  # of a BatchNorm
                 value.fill_(1.0 if name.endswith("weight") else 0.0)
             else:
                 bound = 1 / math.sqrt(self.embedding_size if name == "classifier.bias" else math.prod(value.shape[1:]))
@@ -100,7 +198,7 @@ class Supernet(ABC):
     def twice_differentiable(self) -> Supernet:
         """This supernet over the eager reference of its cells, whose backward pass can be differentiated again."""
         twin = copy.copy(self)
-        twin._cell_function = reference_mixed_cell
+        twin._mixed_cell = twin._disturbed_cell = reference_mixed_cell
         return twin
 
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
@@ -109,10 +207,15 @@ class Supernet(ABC):
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
         views = self.layout.views(weights)
-        mixtures = self.mixtures(alphas)
-        images = images.contiguous(memory_format=torch.channels_last)
-        stem = F.conv2d(images, views["stem.0.weight"], padding=1)
-        s0 = s1 = F.batch_norm(stem, None, None, views["stem.1.weight"], views["stem.1.bias"], training=True, eps=BN_EPS)
+        last = self._states(views, self.sample(alphas), images.contiguous(memory_format=torch.channels_last))
+        if self.affine_tail:
+            last = F.relu(affine_norm(last, views, "lastact.0"))
+        embedding = last.mean((2, 3))
+        return Output(F.linear(embedding, views["classifier.weight"], views["classifier.bias"]), embedding)
+
+    def _states(self, views: dict[str, Tensor], mixtures: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        """The output of the last cell."""
+        s0, s1 = self._stem(views, images)
         for i, cell in enumerate(self.cells):
             name = f"cells.{i}."
             if cell.reduce_s0:
@@ -120,27 +223,58 @@ class Supernet(ABC):
             else:
                 left = _relu_conv_bn(s0, views[name + "preprocess0.op.1.weight"])
             right = _relu_conv_bn(s1, views[name + "preprocess1.op.1.weight"])
-            mix = mixtures[cell.spec.reduction]
-            s0, s1 = s1, self._cell_function(left, right, views[name + "_ops"], mix, cell.spec)
-        embedding = s1.mean((2, 3))
-        return Output(F.linear(embedding, views["classifier.weight"], views["classifier.bias"]), embedding)
+            s0, s1 = s1, self._cell(i, left, right, views[name + "_ops"], mixtures[cell.spec.reduction])
+        return s1
+
+    def _stem(self, views: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+        if self.stem == "cifar":
+            s0 = affine_norm(F.conv2d(images, views["stem.0.weight"], padding=1), views, "stem.1")
+            return s0, s0
+        x = affine_norm(F.conv2d(images, views["stem0.0.weight"], stride=2, padding=1), views, "stem0.1")
+        s0 = affine_norm(F.conv2d(F.relu(x), views["stem0.3.weight"], stride=2, padding=1), views, "stem0.4")
+        return s0, affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
+
+    def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
+        spec = self.cells[i].spec
+        disturbance = draw_disturbance(spec, left, self.random("cell", i), self.skip_dropout, self.drop_path_rate)
+        if disturbance is None:
+            return self._mixed_cell(left, right, weights, mix, spec)
+        return self._disturbed_cell(left, right, weights, mix, spec, disturbance)
 
     def _cells(self):
         reductions = (self.num_cells // 3, 2 * self.num_cells // 3)
-        c, reduce_s0 = self.channels, False
+        c, reduce_s0 = self.channels, self.stem == "imagenet"
         c_s0 = c_s1 = self.stem_multiplier * self.channels
         for i in range(self.num_cells):
             reduction = i in reductions
             c *= 2 if reduction else 1
-            spec = CellSpec(c, self.candidates(reduction), reduction)
+            spec = CellSpec(c, self.computed(reduction), reduction, partial=self.partial, pool_norm=self.pool_norm)
             yield Cell(spec, reduce_s0, (c_s0, c_s1))
             c_s0, c_s1, reduce_s0 = c_s1, spec.out_channels, reduction
 
+    def stem_layers(self) -> Iterator[tuple[tuple[str, str], int, int]]:
+        """Names of convolution and BatchNorm, input and output channels of every layer of the stem."""
+        width = self.stem_multiplier * self.channels
+        if self.stem == "cifar":
+            yield ("stem.0", "stem.1"), self.image_channels, width
+        else:
+            yield ("stem0.0", "stem0.1"), self.image_channels, width // 2
+            yield ("stem0.3", "stem0.4"), width // 2, width
+            yield ("stem1.1", "stem1.2"), width, width
+
     def _shapes(self):
-        stem = self.stem_multiplier * self.channels
-        yield "stem.0.weight", (stem, self.image_channels, 3, 3)
-        yield "stem.1.weight", (stem,)
-        yield "stem.1.bias", (stem,)
+        for (convolution, norm), c_in, c_out in self.stem_layers():
+            yield f"{convolution}.weight", (c_out, c_in, 3, 3)
+            yield f"{norm}.weight", (c_out,)
+            yield f"{norm}.bias", (c_out,)
+        yield from self._cell_shapes()
+        if self.affine_tail:
+            yield "lastact.0.weight", (self.embedding_size,)
+            yield "lastact.0.bias", (self.embedding_size,)
+        yield "classifier.weight", (self.classes, self.embedding_size)
+        yield "classifier.bias", (self.classes,)
+
+    def _cell_shapes(self):
         for i, (spec, reduce_s0, (c_s0, c_s1)) in enumerate(self.cells):
             if reduce_s0:
                 yield f"cells.{i}.preprocess0.conv_1.weight", (spec.channels // 2, c_s0, 1, 1)
@@ -149,9 +283,12 @@ class Supernet(ABC):
                 yield f"cells.{i}.preprocess0.op.1.weight", (spec.channels, c_s0, 1, 1)
             yield f"cells.{i}.preprocess1.op.1.weight", (spec.channels, c_s1, 1, 1)
             yield f"cells.{i}._ops", (spec.num_weights,)
-        yield "classifier.weight", (self.classes, self.embedding_size)
-        yield "classifier.bias", (self.classes,)
 
 
 def _relu_conv_bn(x: Tensor, weight: Tensor) -> Tensor:
     return batch_norm(F.conv2d(F.relu(x), weight))
+
+
+def affine_norm(x: Tensor, views: dict[str, Tensor], name: str) -> Tensor:
+    """BatchNorm on batch statistics with the weight and bias of that name."""
+    return F.batch_norm(x, None, None, views[f"{name}.weight"], views[f"{name}.bias"], training=True, eps=BN_EPS)

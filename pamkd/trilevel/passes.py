@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pamkd.spaces.supernet import Output
+
+if TYPE_CHECKING:
+    from pamkd.trilevel.step import Learner
 
 
 class Batch(NamedTuple):
@@ -31,17 +34,19 @@ class Network(Protocol):
 
 
 class Passes:
-    """Runs forward and backward passes of one network; `forwards` and `backwards` count them by name."""
+    """Runs forward and backward passes of learners' networks; `forwards` and `backwards` count them by name."""
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self) -> None:
         self.forwards: Counter[str] = Counter()
         self.backwards: Counter[str] = Counter()
 
-    def forward(self, name: str, weights: Tensor, alphas: Tensor, batch: Batch) -> tuple[Tensor, Output]:
-        """Mean cross-entropy on the batch, and the network's output. Raises Diverged when the loss is not finite."""
+    def forward(self, name: str, learner: Learner, weights: Tensor, batch: Batch) -> tuple[Tensor, Output]:
+        """Mean cross-entropy of the learner's network with these weights on the batch, and the network's output.
+
+        Raises Diverged when the loss is not finite.
+        """
         self.forwards[name] += 1
-        output = self.network.forward(weights, alphas, batch.images)
+        output = learner.network.forward(weights, learner.alphas, batch.images)
         loss = F.cross_entropy(output.logits, batch.labels)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss of pass {name} is {loss.item()}: the search diverged; lower the learning rate or the clipping norm")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pamkd.spaces.supernet import Output
-from pamkd.trilevel.passes import Batch, Passes
+from pamkd.trilevel.passes import Batch, Network, Passes
 from pamkd.trilevel.sgd import SGD
 
 DEFAULT_FD_STEP = 1e-2  # DARTS: perturbations have this norm
@@ -46,8 +46,9 @@ class Transfer(Protocol):
 
 @dataclass
 class Learner:
-    """Architecture parameters and two weight sets, each a flat vector [num_weights] with its momentum buffer."""
+    """A network, its architecture parameters, and two weight sets, each a flat vector [num_weights] with its momentum buffer."""
 
+    network: Network  # as it is in this step: schedules and draws included
     alphas: Tensor
     v: Tensor
     w: Tensor
@@ -55,8 +56,12 @@ class Learner:
     w_momentum: Tensor
 
     @classmethod
-    def create(cls, alphas: Tensor, v: Tensor, w: Tensor) -> Learner:
-        return cls(alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w))
+    def create(cls, network: Network, alphas: Tensor, v: Tensor, w: Tensor) -> Learner:
+        return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if name != "network"}
 
 
 @dataclass(frozen=True)
@@ -110,17 +115,17 @@ class TriLevelStep:
         losses, published, weights = [], [], []
         for learner in learners:
             v = learner.v.detach().requires_grad_()
-            loss, output = self.passes.forward("v_valid", v, learner.alphas, valid)
+            loss, output = self.passes.forward("v_valid", learner, v, valid)
             losses.append(loss)
             published.append(self.transfer.publish(output, context))
             weights.append(v)
         return Measurement(losses, published, weights)
 
     def distillation(
-        self, k: int, w: Tensor, alphas: Tensor, valid: Batch, losses: Tensor, published: Tensor, context: Any, name: str
+        self, k: int, learner: Learner, w: Tensor, valid: Batch, losses: Tensor, published: Tensor, context: Any, name: str
     ) -> Tensor:
         """lambda * sum_j h(d_kj) G_kj of Eq. (4), (6), (7): what better learners add to the loss of student k."""
-        _, output = self.passes.forward(name, w, alphas, valid)
+        _, output = self.passes.forward(name, learner, w, valid)
         return self.weight * (pairwise_gaps(losses)[k] * self.transfer.loss(published, output, context)).sum()
 
     def train_w(
@@ -134,7 +139,7 @@ class TriLevelStep:
         losses, accuracy, u, direct = [], [], [], []
         for learner in learners:
             w = learner.w.detach().requires_grad_()
-            loss, output = self.passes.forward("w_valid", w, learner.alphas, valid)
+            loss, output = self.passes.forward("w_valid", learner, w, valid)
             grad_w, grad_alphas = self.passes.backward("w_valid", [loss], [w, learner.alphas])
             losses.append(loss.detach())
             accuracy.append(accuracy_of(output, valid))
@@ -166,10 +171,10 @@ class TriLevelStep:
             inputs = [learner.alphas, losses, published] if k in students else [learner.alphas]
 
             def gradients(w: Tensor, k=k, learner=learner, inputs=inputs) -> list[Tensor]:
-                loss, _ = self.passes.forward("w_train_perturbed", w, learner.alphas, train)
+                loss, _ = self.passes.forward("w_train_perturbed", learner, w, train)
                 grads = list(self.passes.backward("w_train_perturbed", [loss], inputs[:1]))
                 if k in students:
-                    taught = self.distillation(k, w, learner.alphas, valid, losses, published, context, "w_valid_perturbed")
+                    taught = self.distillation(k, learner, w, valid, losses, published, context, "w_valid_perturbed")
                     taught_grads = self.passes.backward("w_valid_perturbed", [taught], inputs)
                     grads = [grads[0] + taught_grads[0], *taught_grads[1:]]
                 return grads
@@ -191,7 +196,7 @@ class TriLevelStep:
             result.through_teacher.append(-through)
 
             def gradient(weights: Tensor, learner=learner) -> list[Tensor]:
-                loss, _ = self.passes.forward("v_train_perturbed", weights, learner.alphas, train)
+                loss, _ = self.passes.forward("v_train_perturbed", learner, weights, train)
                 return list(self.passes.backward("v_train_perturbed", [loss], [learner.alphas]))
 
             (through,) = self._difference(gradient, update.before, v, [learner.alphas])
@@ -203,7 +208,7 @@ class TriLevelStep:
     ) -> tuple[Tensor, Update]:
         before = getattr(learner, name)
         weights = before.detach().requires_grad_()
-        loss, _ = self.passes.forward(f"{name}_train", weights, learner.alphas, train)
+        loss, _ = self.passes.forward(f"{name}_train", learner, weights, train)
         (grad,) = self.passes.backward(f"{name}_train", [loss], [weights])
         if distillation is not None:
             grad = grad + self.passes.backward("w_valid_student", [distillation(weights)], [weights])[0]

@@ -17,6 +17,7 @@ from pamkd.spaces.darts import PRIMITIVES
 from tests.ops.cases import assert_accurate
 
 NAMES = ("s0", "s1", "weights", "mix")
+FUSED = tuple(name for name in OPERATIONS if name != "noise")
 
 
 def make(spec: CellSpec, n: int, h: int, w: int, dtype=torch.float64, seed: int = 0) -> list:
@@ -78,10 +79,16 @@ def test_odd_and_tiny_sizes(h, w, reduction):
     assert_agrees(make(spec, 3, h, w), spec)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", FUSED)
 @pytest.mark.parametrize("reduction", [False, True], ids=["normal", "reduction"])
 def test_every_operation_alone(operation, reduction):
     spec = cell(10, (operation,), nodes=1, reduction=reduction)
+    assert_agrees(make(spec, 2, 7, 6), spec)
+
+
+@pytest.mark.parametrize("reduction", [False, True], ids=["normal", "reduction"])
+def test_an_operation_twice(reduction):
+    spec = cell(10, ("skip_connect", "sep_conv_3x3", "skip_connect", "sep_conv_3x3"), nodes=1, reduction=reduction)
     assert_agrees(make(spec, 2, 7, 6), spec)
 
 
@@ -91,7 +98,9 @@ def test_the_published_cell():
 
 
 def test_nas_bench_201_cell():
-    spec = cell(16, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"), nodes=3, inputs=1, output="last")
+    spec = cell(
+        16, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"), nodes=3, inputs=1, output="last", pool_norm=False
+    )
     assert_agrees(make(spec, 2, 6, 7), spec)
 
 
@@ -101,7 +110,7 @@ def test_random_cells(data):
     partial = data.draw(st.sampled_from([1, 1, 2, 3]))
     inputs, nodes = data.draw(st.sampled_from([1, 2])), data.draw(st.integers(1, 3))
     edges = sum(inputs + node for node in range(nodes))
-    subset = st.lists(st.sampled_from(OPERATIONS), max_size=4, unique=True).map(tuple)
+    subset = st.lists(st.sampled_from(FUSED), max_size=4, unique=True).map(tuple)
     candidates = tuple(data.draw(st.lists(subset, min_size=edges, max_size=edges).filter(any)))  # any subset, the empty one too
     reduction = data.draw(st.booleans())
     spec = CellSpec(
@@ -112,6 +121,7 @@ def test_random_cells(data):
         nodes=nodes,
         partial=partial,
         output=data.draw(st.sampled_from(["concat", "last"])),
+        pool_norm=data.draw(st.booleans()),
     )
     n, h, w = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9)), data.draw(st.integers(2, 9))
     if reduction and partial > 1:
@@ -317,7 +327,9 @@ def test_rejects(change, error, text):
         ops.mixed_cell(*change(tensors), SPEC)
 
 
-@pytest.mark.parametrize("code", [[], [6, 0, 2, 1, 1, 0, 8], [6, 0, 2, 1, 1, 0, 1, 1, 99, 1, 0], [6, 0, 2, 1, 1, 0, 1, 1, 0, 1, 0, 1]])
+@pytest.mark.parametrize(
+    "code", [[], [6, 0, 2, 1, 1, 0, 8, 1], [6, 0, 2, 1, 1, 0, 1, 1, 1, 99, 1, 0], [6, 0, 2, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1]]
+)
 def test_the_operation_itself_rejects_a_wrong_spec(code):
     tensors = [x.detach() for x in make(SPEC, 2, 4, 4, torch.float32)]
     with pytest.raises(ValueError, match="mixed_cell: "):
@@ -330,6 +342,12 @@ def test_the_operation_itself_rejects_wrong_tensors():
     for name, bad in (("s0", s0[0]), ("s1", s1[:1]), ("weights", weights[:3]), ("mix", mix[:1]), ("mix", mix.double())):
         with pytest.raises(ValueError, match=f"mixed_cell: {name}"):
             torch.ops.pamkd.mixed_cell_forward(*(good | {name: bad}).values(), SPEC.encode(), True)
+
+
+def test_noise_is_refused():
+    spec = cell(4, ("noise", "sep_conv_3x3"), nodes=1)
+    with pytest.raises(ValueError, match="`noise` is drawn outside"):
+        ops.mixed_cell(*make(spec, 2, 4, 4), spec)
 
 
 def test_partial_channels_need_even_sizes_in_a_reduction_cell():

@@ -69,7 +69,7 @@ def write_search(folder: Path, *, done: int | None = None, steps: int = 4, **opt
             "skips": [g.skips for g in genotypes],
             "entropy": [torch.special.entr(torch.cat(pair)).sum(-1).mean().item() for pair in mixtures],
             "mixtures": {"normal": [n.tolist() for n, _ in mixtures], "reduce": [r.tolist() for _, r in mixtures]},
-            "operations": {"normal": supernet.candidates(False), "reduce": supernet.candidates(True)},
+            "operations": {name: [supernet.candidates(name == "reduce")] * count for name in ("normal", "reduce")},
             "lr": 0.025,
             "seconds": 61.5,
             "images_per_s": 900.0 + 100 * noise(),

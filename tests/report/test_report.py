@@ -190,7 +190,7 @@ def test_text_is_escaped(search_run):
     (run / "manifest.json").write_text(json.dumps(manifest | {"command": bad, "started": bad, bad: {bad: [bad]}}))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows[-1]["phase"] = bad
-    rows[-1]["operations"]["normal"][0][0] = bad
+    rows[-1]["operations"]["normal"][0][0][0] = bad
     rows[-1]["genotypes"][0]["normal"][0][0] = bad
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = read(write_report(run))  # which asserts that there is no script element

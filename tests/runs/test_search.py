@@ -21,7 +21,7 @@ TIMES = ("seconds", "images_per_s")
 
 
 def state(result):
-    return {f"{k}.{name}": tensor for k, learner in enumerate(result.learners) for name, tensor in vars(learner).items()}
+    return {f"{k}.{name}": tensor for k, learner in enumerate(result.learners) for name, tensor in learner.tensors.items()}
 
 
 def assert_same(one, other):
@@ -98,7 +98,7 @@ def test_run_folder(pictures, tiny, tmp_path):
     result = Search(SearchConfig(out=out, seed=3, **tiny)).run(*pictures, facts={"dataset": {"name": "pictures"}})
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["seed"] == 3 and manifest["torch"] == torch.__version__ and manifest["dataset"] == {"name": "pictures"}
-    assert manifest["supernet"]["weights"] == result.supernet.layout.count
+    assert manifest["supernet"]["weights"] == result.learners[0].network.layout.count
     assert json.loads((out / "genotype.json").read_text()) == result.genotype.to_json()
     epochs = [row for row in result.history if row["kind"] == "epoch"]
     assert [row["epoch"] for row in epochs] == [0, 1]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pamkd.spaces.genotype import short_genes
+
 
 def _index(shape: tuple[int, ...]) -> Tensor:
     return torch.arange(math.prod(shape))
@@ -45,3 +47,28 @@ def published_alphas():
         return (((29 * k * k + 53 * k + 11) % 997).double() / 997 - 0.5).view(shape)
 
     return rule
+
+
+@pytest.fixture
+def filled(published_weight):
+    """filled(supernet) -> float64 flat weights by the published rule, BatchNorm weights 1, biases 0."""
+
+    def fill(supernet):
+        flat = torch.zeros(supernet.num_weights, dtype=torch.float64)
+        for name, value in supernet.layout.views(flat).items():
+            if name.endswith("._ops"):
+                for piece in supernet.cells[int(name.split(".")[1])].spec.weights:
+                    value[piece.offset : piece.offset + piece.size] = published_weight(piece.shape).flatten()
+            elif value.dim() > 1:
+                value.copy_(published_weight(value.shape))
+            elif name.endswith("weight"):
+                value.fill_(1.0)
+        return flat
+
+    return fill
+
+
+@pytest.fixture
+def genes():
+    """genes("s3:0 sk:1") -> the genes that these short names stand for."""
+    return short_genes

@@ -17,24 +17,6 @@ from pamkd.trilevel.passes import Batch, Passes
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Learner, TriLevelStep
 
-SHORT = {"mp": "max_pool_3x3", "ap": "avg_pool_3x3", "s5": "sep_conv_5x5", "d3": "dil_conv_3x3", "d5": "dil_conv_5x5"}
-
-
-@pytest.fixture
-def filled(published_weight):
-    """filled(supernet) -> float64 flat weights by the published rule."""
-
-    def fill(supernet):
-        state = published_state_dict(supernet, torch.zeros(supernet.num_weights, dtype=torch.float64))
-        for name, value in state.items():
-            if value.dim() > 1:
-                state[name] = published_weight(value.shape)
-            elif name == "stem.1.weight":
-                state[name] = torch.ones_like(value)
-        return load_published(supernet, state)
-
-    return fill
-
 
 @pytest.fixture
 def alphas(published_alphas):
@@ -70,21 +52,17 @@ def test_logits_loss_and_gradients(filled, alphas, published_input):
     assert grad[0, 0].tolist() == pytest.approx(row, abs=1e-7)
 
 
-def test_genotype(alphas):
+def test_genotype(alphas, genes):
     genotype = Darts(cells=3, channels=4).genotype(alphas)
     assert genotype.normal == genes("d5:0 mp:1 s5:0 d3:1 d5:1 ap:2 mp:3 d3:4")
     assert genotype.reduce == genes("mp:1 d3:0 ap:0 ap:2 d3:3 mp:2 d5:0 d3:2")
     assert genotype.normal_concat == genotype.reduce_concat == (2, 3, 4, 5)
 
 
-def genes(text):
-    return tuple((SHORT[word.split(":")[0]], int(word.split(":")[1])) for word in text.split())
-
-
 def test_derivation_never_takes_none_and_breaks_ties_by_index():
     mix = torch.zeros(14, 8)
     mix[:, 0] = 1.0
-    assert derive_cell(mix, PRIMITIVES) == (("max_pool_3x3", 0), ("max_pool_3x3", 1)) * 4
+    assert derive_cell(mix, (PRIMITIVES,) * 14) == (("max_pool_3x3", 0), ("max_pool_3x3", 1)) * 4
 
 
 @pytest.fixture
@@ -94,12 +72,12 @@ def second_order(filled, alphas, published_input):
     assert supernet.layout.count == 72_854
     images = published_input((8, 3, 16, 16))
     train, valid = Batch(images[:4], torch.tensor([3, 7, 1, 0])), Batch(images[4:], torch.tensor([2, 5, 9, 4]))
-    return supernet, Learner.create(alphas, filled(supernet), filled(supernet)), train, valid
+    return Learner.create(supernet, alphas, filled(supernet), filled(supernet)), train, valid
 
 
 def test_single_learner_reproduces_second_order_darts(second_order):
-    supernet, learner, train, valid = second_order
-    method = Pamkd(TriLevelStep(Passes(supernet), None, weight=0.0, sgd=SGD(0.9, 3e-4, 0.0)))
+    learner, train, valid = second_order
+    method = Pamkd(TriLevelStep(Passes(), None, weight=0.0, sgd=SGD(0.9, 3e-4, 0.0)))
     report, (grad,) = method.step([learner], train, valid, lr=0.025, phase="search", seed=0)
     assert report.train_loss[0] == pytest.approx(2.2597062227, abs=1e-9)
     assert report.valid_loss[0] == pytest.approx(2.3644132444, abs=1e-9)
@@ -108,9 +86,9 @@ def test_single_learner_reproduces_second_order_darts(second_order):
 
 
 def test_exact_second_order_darts(second_order):
-    supernet, learner, train, valid = second_order
+    learner, train, valid = second_order
     options = {"lr": 0.025, "weight": 0.0, "sgd": SGD(0.9, 3e-4, 0.0)}
-    (grad,) = exact_hypergradient(supernet, NoTransfer(), [learner], train, valid, None, **options)
+    (grad,) = exact_hypergradient(NoTransfer(), [learner], train, valid, None, **options)
     assert [cell.norm().item() for cell in grad] == pytest.approx([0.2299834778, 0.1954487842], abs=1e-8)
     assert grad[0, 0, :4].tolist() == pytest.approx([-0.0099154205, -0.0154126622, -0.0088300417, -0.0362981955], abs=1e-8)
 

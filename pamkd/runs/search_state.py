@@ -1,0 +1,154 @@
+"""What changes while a search runs: learners, their supernets, the optimiser of the architectures, and the sums of an epoch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pamkd.data import derived_seed, generator
+from pamkd.methods.pamkd import StepReport
+from pamkd.runs.config import SearchConfig
+from pamkd.runs.errors import CheckpointError
+from pamkd.runs.options import FREE, to_dict
+from pamkd.spaces.supernet import Moment, Supernet
+from pamkd.trilevel.step import Learner
+
+
+class SearchState:
+    """Everything that changes while a search runs, and thus everything that a checkpoint holds."""
+
+    SUMS = ("train_loss", "train_loss_v", "flow", "flow_steps")
+
+    def __init__(self, config: SearchConfig, supernet: Supernet) -> None:
+        """Fresh learners over a supernet in its first stage."""
+        self.config = config
+        self.learners = [
+            self._fresh(k, supernet, supernet.init_alphas(generator(config.seed, "alphas", k))) for k in range(config.learners)
+        ]
+        self.optimizer = self._adam()
+        self.epoch = self.step = self.images = 0
+        self.seconds = 0.0
+        self._clear()
+
+    @property
+    def stage_epochs(self) -> int:
+        return self.config.epochs // self.learners[0].network.stages
+
+    def _fresh(self, k: int, supernet: Supernet, alphas: Tensor, *names: str | int) -> Learner:
+        v, w = (supernet.init_weights(generator(self.config.seed, name, k, *names)) for name in ("v", "w"))
+        return Learner.create(supernet, *(tensor.to(self.config.device) for tensor in (alphas, v, w)))
+
+    def _adam(self) -> torch.optim.Adam:
+        config = self.config
+        alphas = [learner.alphas for learner in self.learners]
+        return torch.optim.Adam(alphas, config.arch_lr, betas=(0.5, 0.999), weight_decay=config.arch_weight_decay)
+
+    def begin(self, draw: str, number: int) -> None:
+        """Bring every learner's supernet to this epoch, with draws of its own that are a function of `draw` and `number`."""
+        epoch = self.epoch % self.stage_epochs
+        for k, learner in enumerate(self.learners):
+            seed = derived_seed(self.config.seed, draw, k, number)
+            learner.network = learner.network.at(Moment(epoch, self.stage_epochs, seed))
+
+    def update_alphas(self, hypergradient: list[Tensor]) -> None:
+        for learner, grad in zip(self.learners, hypergradient, strict=True):
+            penalty = learner.network.regulariser(learner.alphas)
+            if penalty is not None:
+                grad = grad + torch.autograd.grad(penalty, learner.alphas)[0]
+            learner.alphas.grad = grad
+            if self.config.arch_clip:
+                torch.nn.utils.clip_grad_norm_([learner.alphas], self.config.arch_clip)
+        self.optimizer.step()
+
+    def add(self, report: StepReport, seconds: float, images: int) -> None:
+        flow = torch.tensor(report.flow, dtype=torch.float64)
+        for name in ("train_loss", "train_loss_v"):
+            self._sums[name] += torch.tensor(getattr(report, name), dtype=torch.float64)
+        self._sums["flow"] += flow
+        self._sums["flow_steps"] += flow > 0
+        self.seconds += seconds
+        self.images += images
+
+    def means(self) -> dict[str, list]:
+        return {name: finite_or_none((self._sums[name] / self.step).tolist()) for name in self.SUMS}
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self._clear()
+        if self.epoch % self.stage_epochs == 0 and self.epoch < self.config.epochs:
+            self._next_stage(self.epoch // self.stage_epochs)
+
+    def _clear(self) -> None:
+        count = len(self.learners)
+        self.step, self.images, self.seconds = 0, 0, 0.0
+        self._sums = {name: torch.zeros((count, count) if "flow" in name else (count,), dtype=torch.float64) for name in self.SUMS}
+
+    def _next_stage(self, stage: int) -> None:
+        """Every learner's supernet follows its own architecture; weights, momentum and Adam's state follow where they can."""
+        adam = [self.optimizer.state[learner.alphas] for learner in self.learners]
+        for k, learner in enumerate(self.learners):
+            following = learner.network.next_stage(learner.alphas.detach().cpu(), generator(self.config.seed, "stage", k, stage))
+            if following.weights_source is None:
+                self.learners[k] = self._fresh(k, following.supernet, following.alphas, stage)
+                adam[k] = {}
+                continue
+            weights = {name: copied(getattr(learner, name), following.weights_source) for name in ("v", "w", "v_momentum", "w_momentum")}
+            alphas = copied(learner.alphas.detach(), following.alphas_source)
+            self.learners[k] = Learner(following.supernet, alphas.requires_grad_(), **weights)
+            adam[k] = {name: value if name == "step" else copied(value, following.alphas_source) for name, value in adam[k].items()}
+        self.optimizer = self._adam()
+        for learner, state in zip(self.learners, adam, strict=True):
+            if state:
+                self.optimizer.state[learner.alphas] = state
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"sums.{name}": value for name, value in self._sums.items()}
+        for k, learner in enumerate(self.learners):
+            tensors |= {f"learner.{k}.{name}": value for name, value in learner.tensors.items()}
+            tensors |= {f"adam.{k}.{name}": value for name, value in self.optimizer.state[learner.alphas].items()}
+        meta = {"epoch": self.epoch, "step": self.step, "images": self.images, "seconds": self.seconds, "config": fixed(self.config)}
+        return tensors, meta | {"structures": [learner.network.structure for learner in self.learners]}
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        config = fixed(self.config)
+        different = [name for name, value in config.items() if meta["config"].get(name) != value]
+        if different:
+            name = different[0]
+            was, now = meta["config"].get(name), config[name]
+            raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {now!r}: resume with the same options")
+        self.epoch, self.step, self.images, self.seconds = (meta[name] for name in ("epoch", "step", "images", "seconds"))
+        self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
+        for k, structure in enumerate(meta["structures"]):
+            network = self.learners[k].network.restructured(structure)
+            names = self.learners[k].tensors
+            values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in names}
+            self.learners[k] = Learner(network, **values)
+            self.learners[k].alphas.requires_grad_()
+        self.optimizer = self._adam()
+        for k, learner in enumerate(self.learners):
+            prefix = f"adam.{k}."
+            adam = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            if adam:
+                state = {name: value if name == "step" else value.to(self.config.device) for name, value in adam.items()}
+                self.optimizer.state[learner.alphas] = state
+
+
+def copied(old: Tensor, source: Tensor) -> Tensor:
+    """new[i] = old.flatten()[source[i]], 0 where source is negative (gaps of a flat buffer); of the shape of `source`."""
+    source = source.to(old.device)
+    return torch.where(source >= 0, old.flatten()[source.clamp(min=0)], old.new_zeros(()))
+
+
+def fixed(config: SearchConfig) -> dict[str, Any]:
+    """The options that a continued search must share with the one that it continues."""
+    return {name: value for name, value in to_dict(config).items() if name not in FREE}
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no NaN: what a phase leaves out is null."""
+    if isinstance(value, list):
+        return [finite_or_none(entry) for entry in value]
+    return value if math.isfinite(value) else None

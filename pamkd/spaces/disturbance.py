@@ -1,0 +1,33 @@
+"""What is drawn at random inside a cell for one step of a search: noise, dropout after skip connections, drop-path."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pamkd.reference.cell_spec import CellSpec
+from pamkd.reference.mixed_cell import Disturbance
+
+
+def draw_disturbance(spec: CellSpec, state: Tensor, random: torch.Generator, skip_dropout: float, drop_path: float) -> Disturbance | None:
+    """Draws for a cell whose input states look like `state` [n, channels, h, w]; None where nothing is to be drawn.
+
+    Standard normal `noise`; masks that are 0 with probability `skip_dropout` (each value of a stride-1 skip connection) or
+    `drop_path` (each edge and image), else 1 / (1 - probability).
+    """
+    noisy = [edge for edge in range(spec.edges) if "noise" in spec.candidates[edge]]
+    skips = [edge for edge in range(spec.edges) if skip_dropout and "skip_connect" in spec.candidates[edge] and spec.stride(edge) == 1]
+    if not (noisy or skips or drop_path):
+        return None
+    n, _, h, w = state.shape
+    if spec.reduction:
+        h, w = (h + 1) // 2, (w + 1) // 2
+    size = (n, spec.op_channels, h, w)
+
+    def mask(shape: tuple[int, ...], probability: float) -> Tensor:
+        return torch.empty(shape).bernoulli_(1 - probability, generator=random).div_(1 - probability).to(state)
+
+    noise = {edge: torch.randn(size, generator=random).to(state) for edge in noisy}
+    skip_masks = {edge: mask(size, skip_dropout) for edge in skips}
+    edge_masks = mask((spec.edges, n, 1, 1, 1), drop_path) if drop_path else None
+    return Disturbance(noise, skip_masks, edge_masks)
