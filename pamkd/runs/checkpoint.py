@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,36 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
             raise OSError(f"could not write {path}: {error}; the previous checkpoint is intact") from error
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, previous(path))
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one is."""
+    return path.with_stem(path.stem + "-previous")
+
+
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and meta of a checkpoint. Raises CheckpointError when it is absent, cut short, altered or foreign."""
+    """Tensors (on the CPU) and meta of a checkpoint, or where it is absent, cut short, altered or foreign, of the one before it.
+
+    Says so in a warning then. Raises CheckpointError when that one cannot be used either.
+    """
+    try:
+        return _load(path)
+    except CheckpointError as error:
+        try:
+            found = _load(previous(path))
+        except CheckpointError:
+            raise error from None
+        warnings.warn(f"{error}. The one before it is used: {previous(path)}", stacklevel=2)
+        return found
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}: start without --resume")
     try:
@@ -59,6 +83,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"checkpoint {path} is damaged: its contents do not match its digest; restore it or start again without --resume"
         )
     return tensors, json.loads(header["meta"])
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the renaming outlives a power failure too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _digest(tensors: dict[str, Tensor], meta: str) -> str:

@@ -14,7 +14,7 @@ class CheckpointError(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """SIGINT or SIGTERM ended a run; what it had done is in its checkpoint."""
+    """A signal or the time limit ended a run; what it had done is in its checkpoint."""
 
 
 class MissingExtra(RuntimeError):

@@ -125,7 +125,7 @@ class Evaluation:
         config, watch, classes = self.config, Stopwatch(), state.options["classes"]
         steps = len(self._train_batches(train, classes, augment, config.seeds[0]))
         done = (state.place * config.epochs + state.epoch) * steps + state.step
-        with Progress(len(config.seeds) * config.epochs * steps, done=done) as progress, interruptible() as interrupted:
+        with Progress(len(config.seeds) * config.epochs * steps, done=done) as progress, interruptible(config.seconds) as stop:
             while state.place < len(config.seeds):
                 seed = config.seeds[state.place]
                 batches, test_batches = self._train_batches(train, classes, augment, seed), self._test_batches(test, classes, plain, seed)
@@ -136,10 +136,10 @@ class Evaluation:
                         state.seconds += seconds
                         head = f"seed {seed}  epoch {state.epoch + 1}/{config.epochs}"
                         progress.advance(f"{head}  train {loss:.3f}  {len(labels) / seconds:.0f} img/s")
-                        if interrupted:
+                        if stop:
                             self._save(state)
                             raise Interrupted(
-                                f"interrupted with seed {seed} in epoch {state.epoch} step {state.step}; "
+                                f"{stop.reason} with seed {seed} in epoch {state.epoch} step {state.step}; "
                                 + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept")
                             )
                     row = state.row(*state.test(test_batches))

@@ -1,33 +1,59 @@
-"""Ending a run in good order when a signal arrives."""
+"""Ending a run in good order when a signal arrives or its time is over."""
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: what batch systems send some time before they kill
+
+
+class Stop:
+    """True once the run should end after the step in progress; `reason` says why."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.reason = ""
+        self._limit = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def __bool__(self) -> bool:
+        if not self.reason and self._end is not None and time.monotonic() >= self._end:
+            self.reason = f"time limit of {self._limit:.0f} s reached"
+        return bool(self.reason)
+
 
 @contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """A list that fills when SIGINT or SIGTERM arrives, so that the step in progress ends and a checkpoint is written.
+def interruptible(seconds: float | None = None) -> Iterator[Stop]:
+    """A `Stop` that becomes true when SIGINT, SIGTERM or SIGUSR1 arrives or `seconds` are over, so that a checkpoint can be written.
 
     A second signal of the same kind acts at once.
     """
-    received: list[int] = []
+    stop = Stop(seconds)
     previous: dict[int, Any] = {}
 
     def handler(number: int, frame: Any) -> None:
-        received.append(number)
+        stop.reason = f"interrupted ({signal.Signals(number).name})"
         signal.signal(number, previous[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             previous[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread: the caller's program keeps its own signals
         previous.clear()
     try:
-        yield received
+        yield stop
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def seconds_of(duration: str) -> float | None:
+    """Seconds of a duration such as 90, 45m, 3h55m or 1d12h; None where it is none."""
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", duration)
+    if not parts or not duration:
+        return None
+    return sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True))

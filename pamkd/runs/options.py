@@ -12,12 +12,13 @@ import tyro
 import yaml
 
 from pamkd.runs.errors import OptionError
+from pamkd.runs.interrupt import seconds_of
 from pamkd.runs.logs import write_atomically
 
 CONFIG_NAME = "config.yaml"  # in a run folder
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
-FREE = ("data", "download", "out", "resume", "overwrite", "threads", "workers", "log_every", "tensorboard")
+FREE = ("data", "download", "out", "resume", "overwrite", "max_time", "threads", "workers", "log_every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class RunOptions:
     """Continue the run in `out` from its last checkpoint, bit for bit on the CPU."""
     overwrite: bool = False
     """Delete an earlier run in `out` first."""
+    max_time: str | None = None
+    """End with a checkpoint after so long (90, 45m, 3h55m, 1d12h); --resume continues."""
     device: str = "cpu"
     """A PyTorch device."""
     threads: int = 0
@@ -54,7 +57,12 @@ class RunOptions:
     """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
+        self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
         self.require(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.max_time is None else seconds_of(self.max_time)
 
     def require(self, condition: bool, name: str, what: str) -> None:
         """Raise OptionError, naming the option and its value, unless the condition holds."""

@@ -131,7 +131,7 @@ class Search:
         method = Pamkd(parts, order=config.order, exact=config.hypergradient == "exact")
         steps, watch = len(train), Stopwatch()
         total = config.epochs * steps
-        with Progress(total, done=state.epoch * steps + state.step) as progress, interruptible() as interrupted:
+        with Progress(total, done=state.epoch * steps + state.step) as progress, interruptible(config.seconds) as stop:
             valid_stream = valid.forever(state.epoch * steps + state.step)
             while state.epoch < config.epochs:
                 epoch, phase = state.epoch, config.phase(state.epoch % state.stage_epochs)
@@ -151,11 +151,11 @@ class Search:
                         metrics.write(_step_row(report, epoch, state.step, number))
                     progress.advance(_status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
                     state.step += 1
-                    if interrupted:
+                    if stop:
                         self._save(state)
                         where = f"epoch {epoch} step {state.step}"
                         raise Interrupted(
-                            f"interrupted in {where}; "
+                            f"{stop.reason} in {where}; "
                             + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept")
                         )
                 row = self._epoch_row(state, check, phase, lr)

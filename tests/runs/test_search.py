@@ -11,7 +11,7 @@ import torch
 import pamkd
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
-from pamkd.runs.errors import CheckpointError, Interrupted
+from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.search import Search
 from pamkd.trilevel.passes import Diverged
@@ -69,20 +69,30 @@ def test_learning_from_pictures(pictures, tiny):
 
 
 # Augmentation is called for the training and the validation batch of each of the 3 steps an epoch, alternating.
-@pytest.mark.parametrize("call", [1, 4, 6, 9], ids=lambda call: f"call{call}")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("call", "number"), [(1, signal.SIGTERM), (4, signal.SIGTERM), (4, signal.SIGINT), (6, signal.SIGUSR1), (9, signal.SIGTERM)]
+)
 def test_resume_is_bit_identical(pictures, tiny, tmp_path, call, number):
-    if number == signal.SIGINT and call != 4:
-        pytest.skip("the same path as SIGTERM")
     whole = Search(SearchConfig(out=tmp_path / "whole", tensorboard=False, **tiny)).run(*pictures)
     out = tmp_path / "cut"
-    with pytest.raises(Interrupted, match="--resume"):
+    with pytest.raises(Interrupted, match=f"interrupted .{number.name}.*--resume"):
         Search(SearchConfig(out=out, tensorboard=False, **tiny)).run(*pictures, augment=InterruptedAt(call, number))
     rest = Search(SearchConfig(out=out, resume=True, tensorboard=False, **tiny)).run(*pictures)
     assert_same(whole, rest)
     written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert written == rest.history
     assert (out / "genotype.json").read_text() == (tmp_path / "whole" / "genotype.json").read_text()
+
+
+def test_time_limit_ends_with_a_checkpoint(pictures, tiny, tmp_path):
+    config = SearchConfig(out=tmp_path / "run", tensorboard=False, max_time="1", **tiny | {"epochs": 200})
+    with pytest.raises(Interrupted, match=r"time limit of 1 s reached in epoch [0-9]+ step [0-9]+; continue with --out .* --resume"):
+        Search(config).run(*pictures)
+    _, meta = checkpoint.load(tmp_path / "run" / CHECKPOINT)
+    assert meta["epoch"] < 200
+    with pytest.raises(OptionError, match="max_time is '3 hours': needed is a duration such as 90, 45m, 3h55m or 1d12h"):
+        SearchConfig(max_time="3 hours")
+    assert [SearchConfig(max_time=text).seconds for text in ("90", "45m", "3h55m", "1d12h")] == [90, 2700, 14100, 129600]
 
 
 def test_resume_of_a_finished_run_changes_nothing(pictures, tiny, tmp_path):
