@@ -8,14 +8,10 @@ namespace {
 
 // P pixels times N vectors of output channels in registers.
 template <class L, class T, int P, int N>
-PAMKD_INLINE void product_block(const T* x, Index x_group, Index in, const T* w, Index w_group, bool add, T* y, Index y_group, Index y_pixel) {
+PAMKD_INLINE void product_block(const T* x, Index x_group, Index in, const T* w, T* y, Index y_group, Index y_pixel) {
   constexpr int B = L::vectors;
   typename L::type acc[P][N] = {};
-  if (add)
-#pragma GCC unroll 16
-    for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-      for (int n = 0; n < N; n++) acc[p][n] = L::load(y + n * B * y_group + p * y_pixel, y_group);
+  const Index w_group = in * kBlock * kBlock;
   for (Index c = 0; c < in; c++, x += x_group, w += kBlock * kBlock)
 #pragma GCC unroll 8
     for (int k = 0; k < kBlock; k++) {
@@ -33,23 +29,13 @@ PAMKD_INLINE void product_block(const T* x, Index x_group, Index in, const T* w,
     for (int n = 0; n < N; n++) L::store(y + n * B * y_group + p * y_pixel, y_group, acc[p][n]);
 }
 
-// In chunks of input channels whose weights stay in the L1 cache over all pixels.
 template <class L, class T, int P, int N>
 void product_groups(const T* x, Index x_group, Index in, const T* w, Map<T> y, Index rows, Index width) {
-  constexpr Index kIn = 16;
-  const Index w_group = in * kBlock * kBlock;
-  for (Index c = 0; c < in; c += kIn, w += kIn * kBlock * kBlock) {
-    const Index count = in - c < kIn + kIn / 2 ? in - c : kIn;
-    const T* from = x + c * x_group;
-    for (Index i = 0; i < rows; i++, from += width * kBlock) {
-      T* row = y.data + i * y.row;
-      Index j = 0;
-      for (; j + P <= width; j += P)
-        product_block<L, T, P, N>(from + j * kBlock, x_group, count, w, w_group, c > 0, row + j * y.pixel, y.group, y.pixel);
-      for (; j < width; j++)
-        product_block<L, T, 1, N>(from + j * kBlock, x_group, count, w, w_group, c > 0, row + j * y.pixel, y.group, y.pixel);
-    }
-    if (count > kIn) break;
+  for (Index i = 0; i < rows; i++, x += width * kBlock) {
+    T* row = y.data + i * y.row;
+    Index j = 0;
+    for (; j + P <= width; j += P) product_block<L, T, P, N>(x + j * kBlock, x_group, in, w, row + j * y.pixel, y.group, y.pixel);
+    for (; j < width; j++) product_block<L, T, 1, N>(x + j * kBlock, x_group, in, w, row + j * y.pixel, y.group, y.pixel);
   }
 }
 
