@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import statistics
+import time
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,24 @@ from pamkd.trilevel.step import Learner, TriLevelStep, pairwise_gaps
 LR, WEIGHT = 0.025, 0.5
 
 
+class TimedPasses(Passes):
+    """Passes that add up their own time."""
+
+    seconds = 0.0
+
+    def forward(self, *arguments):
+        start = time.perf_counter()
+        result = super().forward(*arguments)
+        self.seconds += time.perf_counter() - start
+        return result
+
+    def backward(self, *arguments):
+        start = time.perf_counter()
+        result = super().backward(*arguments)
+        self.seconds += time.perf_counter() - start
+        return result
+
+
 class Ours:
     """K learners and the step of `pamkd.methods.pamkd` over one supernet."""
 
@@ -35,7 +55,8 @@ class Ours:
         self.learners = [Learner.create(supernet, *(tensor.detach().clone() for tensor in (k.alphas, k.v, k.w))) for k in start]
         self.adam = torch.optim.Adam([learner.alphas for learner in self.learners], 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
         # Without clipping: Betty clips the learners' gradients together, the paper's code each by itself.
-        parts = TriLevelStep(Passes(), GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
+        self.passes = TimedPasses()
+        parts = TriLevelStep(self.passes, GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
         self.method, self.train, self.valid = Pamkd(parts), train, valid
 
     def __call__(self) -> None:
@@ -47,8 +68,16 @@ class Ours:
     def weights(self) -> Tensor:
         return torch.cat([tensor for learner in self.learners for tensor in (learner.v, learner.w)])
 
-    def passes(self) -> int:
-        return sum(self.method.parts.passes.forwards.values())
+    def forwards(self) -> int:
+        return sum(self.passes.forwards.values())
+
+    def outside(self) -> tuple[float, float]:
+        """Seconds of one step, and of what is not in its network passes: updates, perturbations, similarities."""
+        self.passes.seconds = 0.0
+        start = time.perf_counter()
+        self()
+        seconds = time.perf_counter() - start
+        return seconds, seconds - self.passes.seconds
 
 
 class Betty:
@@ -119,7 +148,7 @@ class Betty:
         pairs = zip(self.v.module.parameters(), self.w.module.parameters(), strict=True)
         return torch.cat([tensor.detach() for pair in pairs for tensor in pair])
 
-    def passes(self) -> int:
+    def forwards(self) -> int:
         return self.count[0]
 
 
@@ -156,8 +185,10 @@ def main() -> None:
         peer()
         bench.require_close(f"V' and W' of {name}", ours.weights(), peer.weights(), rtol=1e-4)
     case = f"K={options.learners} C={options.channels} cells={options.cells} batch={options.batch}"
-    bench.row(case, "passes", "forward passes", ours.passes(), {name: peer.passes() for name, peer in peers.items()})
+    bench.row(case, "passes", "forward passes", ours.forwards(), {name: peer.forwards() for name, peer in peers.items()})
     bench.time(case, ours, peers)
+    step, outside = (statistics.median(values) for values in zip(*(ours.outside() for _ in range(options.rounds)), strict=True))
+    bench.row(case, "time outside the passes", "s", outside, {"the whole step": step})
     bench.finish()
 
 

@@ -54,28 +54,32 @@ Tensor empty_map(const Tensor& like, Index n, Index c, Index h, Index w) {
                               torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// Weights in the kernels' order: depthwise, pointwise, and both for input gradients.
+// Weights in the kernels' order: depthwise and pointwise, and for input gradients both the other way round.
 template <class T>
 struct Packed {
   Buffer<T> dw, pw, flipped, turned;
 
-  Packed(const Plan& p, const T* depthwise, const T* pointwise)
-      : dw(p.lanes() * p.k * p.k, true), pw(p.lanes() * p.to_lanes(), true), flipped(p.lanes() * p.k * p.k, true),
-        turned(p.lanes() * p.to_lanes(), true) {
+  Packed(const Plan& p, const T* depthwise, const T* pointwise, bool backward)
+      : dw(p.lanes() * p.k * p.k, true), pw(p.lanes() * p.to_lanes(), true), flipped(backward ? p.lanes() * p.k * p.k : 0, true),
+        turned(backward ? p.lanes() * p.to_lanes() : 0, true) {
     const Index kk = p.k * p.k;
     for (Index i = 0; i < p.in && depthwise; i++)
       for (Index t = 0; t < kk; t++) {
         dw.get()[dw_at(i, t, kk)] = depthwise[i * kk + t];
-        flipped.get()[dw_at(i, kk - 1 - t, kk)] = depthwise[i * kk + t];
+        if (backward) flipped.get()[dw_at(i, kk - 1 - t, kk)] = depthwise[i * kk + t];
       }
-    for (Index o = 0; o < p.out; o++)
-      for (Index i = 0; i < p.in; i++) {
-        pw.get()[pw_at(o, i, p.lanes())] = pointwise[o * p.in + i];
-        turned.get()[pw_at(i, o, p.to_lanes())] = pointwise[o * p.in + i];
-      }
+    each_pointwise(p, [&](Index o, Index i, Index at) { pw.get()[at] = pointwise[o * p.in + i]; });
+    for (Index i = 0; i < p.in && backward; i++)
+      for (Index o = 0; o < p.out; o++) turned.get()[(i / kBlock * p.to_lanes() + o) * kBlock + i % kBlock] = pointwise[o * p.in + i];
   }
   static Index dw_at(Index i, Index t, Index kk) { return (i / kBlock * kk + t) * kBlock + i % kBlock; }
-  static Index pw_at(Index o, Index i, Index lanes) { return (o / kBlock * lanes + i) * kBlock + o % kBlock; }
+  // f(output channel, input channel, place in pw), in the order of pw.
+  template <class F>
+  static void each_pointwise(const Plan& p, const F& f) {
+    for (Index o = 0; o < p.out; o += kBlock)
+      for (Index i = 0; i < p.in; i++)
+        for (Index c = 0; c < kBlock && o + c < p.out; c++) f(o + c, i, o * p.lanes() + i * kBlock + c);
+  }
 };
 
 // One thread's memory: x blocked, relu(x) framed for the depthwise convolution, its output.
@@ -113,7 +117,7 @@ void run_forward(const Plan& p, const T* x, const T* depthwise, const T* pointwi
                  T* statistics) {
   const Kernels<T> k = kernels<T>();
   const Shares shares(p.n);
-  const Packed<T> packed(p, depthwise, pointwise);
+  const Packed<T> packed(p, depthwise, pointwise, false);
   const Index image = p.to_pixels() * p.to_lanes(), lanes = p.to_lanes();
   Moments<T> moments(k.pass, p.n, p.to_groups, 1);
   const std::vector<Scratch<T>> scratch = scratches<T>(p, shares, depthwise);
@@ -145,7 +149,7 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
                   const T* statistics, const Gradients<T>& to) {
   const Kernels<T> k = kernels<T>();
   const Shares shares(p.n);
-  const Packed<T> packed(p, depthwise, pointwise);
+  const Packed<T> packed(p, depthwise, pointwise, true);
   const Index image = p.to_pixels() * p.to_lanes(), lanes = p.to_lanes(), to_row = p.to_pixels() * p.out, kk = p.k * p.k;
   const T *mean = statistics, *scale = statistics + lanes;
   const std::vector<Scratch<T>> scratch = scratches<T>(p, shares, depthwise);
@@ -200,8 +204,7 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
     for (Index share = 0; share < shares.count(); share++) value += partial.get()[share * (pw_size + dw_size) + at];
     return T(value);
   };
-  for (Index o = 0; o < p.out && to.pointwise; o++)
-    for (Index i = 0; i < p.in; i++) to.pointwise[o * p.in + i] = total(Packed<T>::pw_at(o, i, p.lanes()));
+  if (to.pointwise) Packed<T>::each_pointwise(p, [&](Index o, Index i, Index at) { to.pointwise[o * p.in + i] = total(at); });
   for (Index i = 0; i < p.in && to.depthwise; i++)
     for (Index t = 0; t < kk; t++) to.depthwise[i * kk + t] = total(pw_size + Packed<T>::dw_at(i, t, kk));
 }

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pamkd.ops import relu_conv_norm
 from pamkd.spaces.genotype import INPUTS, Gene, Genotype
 from pamkd.spaces.supernet import MIN_IMAGE_SIZE
 
@@ -156,6 +157,19 @@ class ReluDepthwise(nn.Conv2d):
         return super().forward(F.relu(x))
 
 
+def fused(x: Tensor, depthwise: ReluDepthwise | None, pointwise: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """norm(pointwise(depthwise(relu(x)))) in training as one operation, running statistics included."""
+    stride, dilation = (1, 1) if depthwise is None else (depthwise.stride[0], depthwise.dilation[0])
+    kernel = None if depthwise is None else depthwise.weight
+    y, mean, variance = relu_conv_norm(x, kernel, pointwise.weight, norm.weight, norm.bias, stride=stride, dilation=dilation, eps=norm.eps)
+    with torch.no_grad():
+        values = y.numel() // y.shape[1]
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
+    return y
+
+
 class ReluConvNorm(nn.Module):
     """relu, k x k convolution, BatchNorm; with k = 1 it brings an input state to the cell's channels."""
 
@@ -164,6 +178,9 @@ class ReluConvNorm(nn.Module):
         self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(c_in, c_out, k, stride, k // 2, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
+        # On smaller maps, which come with more channels, PyTorch's matrix product outweighs what fusing saves.
+        if self.training and x.device.type == "cpu" and x.shape[2] * x.shape[3] >= 1024:
+            return fused(x, None, *self.op[1:])
         return self.op(x)
 
 
@@ -192,6 +209,7 @@ class DepthwiseSeparable(nn.Module):
 
     def __init__(self, channels: int, k: int, stride: int, dilation: int, repeats: int) -> None:
         super().__init__()
+        self.fusable = k in (3, 5)
         self.op = nn.Sequential()
         for i in range(repeats):  # 4 i is the published position of a ReLU, which the depthwise layer applies here
             self.op.add_module(str(4 * i + 1), ReluDepthwise(channels, k, stride if i == 0 else 1, dilation))
@@ -199,7 +217,11 @@ class DepthwiseSeparable(nn.Module):
             self.op.add_module(str(4 * i + 3), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        if not (self.fusable and self.training and x.device.type == "cpu"):
+            return self.op(x)
+        for i in range(0, len(self.op), 3):
+            x = fused(x, *self.op[i : i + 3])
+        return x
 
 
 class Noise(nn.Module):

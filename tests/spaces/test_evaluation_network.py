@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 
@@ -148,6 +151,32 @@ def test_operations(filled, published_input, name, stride):
         return
     assert fresh.norm().item() == pytest.approx(expected[3], abs=1e-7)
     assert op.train()(x).flatten()[:3].tolist() == pytest.approx(expected[:3], abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        *((functools.partial(operation, name, 6, stride), 9) for name in ("sep_conv_3x3", "dil_conv_5x5") for stride in (1, 2)),
+        (lambda: ReluConvNorm(6, 10), 32),
+    ],
+    ids=["sep 1", "sep 2", "dil 1", "dil 2", "pointwise"],
+)
+def test_training_is_that_of_the_layers(make, size):
+    torch.manual_seed(0)
+    layer = make().double()
+    with torch.no_grad():
+        for value in layer.parameters():
+            value.add_(torch.randn_like(value) * 0.1)
+    twin = copy.deepcopy(layer)
+    for _ in range(2):
+        x = torch.randn(3, 6, size, size, dtype=torch.float64, requires_grad=True)
+        y, expected = layer(x), twin.op(x)
+        cotangent = torch.randn_like(y)
+        found, wanted = (torch.autograd.grad(out, [x, *of.parameters()], cotangent) for out, of in ((y, layer), (expected, twin)))
+        for a, b in zip((y, *found, *layer.buffers()), (expected, *wanted, *twin.buffers()), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert all(norm.num_batches_tracked == 2 for norm in layer.modules() if isinstance(norm, torch.nn.BatchNorm2d))
+    assert torch.equal(layer.eval()(x), layer.op(x))
 
 
 def test_preprocessing(filled, published_input):
