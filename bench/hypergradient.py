@@ -18,18 +18,16 @@ from bench._harness import Bench
 from pamkd.data import Augment, Batches, generator, halves, load_dataset
 from pamkd.methods.pamkd import Pamkd
 from pamkd.spaces.darts import Darts
-from pamkd.transfer.grs import GroupRelativeSimilarity
-from pamkd.trilevel.passes import Batch, Passes
-from pamkd.trilevel.sgd import SGD
-from pamkd.trilevel.step import DEFAULT_FD_STEP, Learner, TriLevelStep
+from pamkd.trilevel.difference import DEFAULT_FD_STEP
+from pamkd.trilevel.passes import Batch
+from pamkd.trilevel.step import Learner
 
 STEPS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8)
 LR, WEIGHT = 0.05, 0.5
 
 
 def method_of(fd_step: float, exact: bool = False, order: str = "second") -> Pamkd:
-    parts = TriLevelStep(Passes(), GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 5.0), fd_step=fd_step)
-    return Pamkd(parts, order=order, exact=exact)
+    return Pamkd(weight=WEIGHT, fd_step=fd_step, order=order, exact=exact)
 
 
 def hypergradient(method: Pamkd, learners: list[Learner], train: Batch, valid: Batch) -> Tensor:

@@ -25,7 +25,7 @@ from pamkd.spaces.supernet import Supernet
 from pamkd.transfer.grs import GroupRelativeSimilarity
 from pamkd.trilevel.passes import Batch, Passes
 from pamkd.trilevel.sgd import SGD
-from pamkd.trilevel.step import Learner, TriLevelStep, pairwise_gaps
+from pamkd.trilevel.step import Learner, pairwise_gaps
 
 LR, WEIGHT = 0.025, 0.5
 
@@ -56,8 +56,8 @@ class Ours:
         self.adam = torch.optim.Adam([learner.alphas for learner in self.learners], 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
         # Without clipping: Betty clips the learners' gradients together, the paper's code each by itself.
         self.passes = TimedPasses()
-        parts = TriLevelStep(self.passes, GroupRelativeSimilarity(), weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
-        self.method, self.train, self.valid = Pamkd(parts), train, valid
+        self.method = Pamkd(passes=self.passes, weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
+        self.train, self.valid = train, valid
 
     def __call__(self) -> None:
         _, hypergradient = self.method.step(self.learners, self.train, self.valid, lr=LR, phase="search", seed=0)
@@ -90,7 +90,7 @@ class Betty:
 
         logging.disable(logging.INFO)
         transfer = GroupRelativeSimilarity()
-        groups = transfer.draw(len(valid.labels), 0, valid.images.device)
+        groups = transfer.draw(valid, 0)
         learners = range(len(start))
         count = [0]
 
@@ -110,11 +110,11 @@ class Betty:
                 loss = sum(run(self.module[k], self.a.module[k], images, labels)[0] for k in learners)
                 taught = [run(self.v.module[k], self.a.module[k], valid_images, valid_labels) for k in learners]
                 losses = torch.stack([loss for loss, _ in taught])
-                published = torch.stack([transfer.publish(output, groups) for _, output in taught])
+                published = torch.stack([transfer.publish(output, None, groups) for _, output in taught])
                 gaps = pairwise_gaps(losses)
                 for k in learners:
                     _, output = run(self.module[k], self.a.module[k], valid_images, valid_labels)
-                    loss = loss + WEIGHT * (gaps[k] * transfer.loss(published, output, groups)).sum()
+                    loss = loss + WEIGHT * (gaps[k] * transfer.loss(published, output, None, groups)).sum()
                 return loss
 
         class A(ImplicitProblem):

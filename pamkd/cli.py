@@ -1,4 +1,4 @@
-"""The command line: `pamkd search | evaluate | report | export | doctor`."""
+"""The command line: `pamkd search | evaluate | report | reproduce | export | doctor`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ def _export(argv: list[str]) -> int:
     return 0
 
 
+def _reproduce(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.reproduce import ReproduceConfig, reproduce
+
+    for path in reproduce(tyro.cli(ReproduceConfig, args=argv, prog="pamkd reproduce")):
+        print(path)
+    return 0
+
+
 def _doctor(argv: list[str]) -> int:
     import tyro
 
@@ -64,6 +74,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "search": (_search, "search an architecture with mutually teaching learners"),
     "evaluate": (_evaluate, "train a found or published architecture from scratch and test it"),
     "report": (_report, "write one HTML page about a run"),
+    "reproduce": (_reproduce, "run what stands behind a table or figure of the paper"),
     "export": (_export, "write weights, genotype and ONNX of an evaluated network"),
     "doctor": (_doctor, "check every operation on every device of this machine"),
 }

@@ -13,8 +13,6 @@ def sample_groups(batch: int, group_size: int, pairs: int, seed: int, device: st
 
     Raises ValueError for a group size below 2, no pairs, or a batch of fewer than 2 * group_size images.
     """
-    from pamkd import _host
-
     if group_size < 2:
         raise ValueError(f"group_size is {group_size}: needed are 2 or more images per group")
     if pairs < 1:
@@ -22,5 +20,17 @@ def sample_groups(batch: int, group_size: int, pairs: int, seed: int, device: st
     if batch < 2 * group_size:
         needed = f"a pair of groups takes 2 * {group_size} different ones"
         raise ValueError(f"a batch of {batch} images is too small: {needed}; take larger batches or smaller groups")
-    rows = torch.from_numpy(_host.sample_rows(batch, 2 * group_size, pairs, seed)).to(device)
+    rows = sample_rows(batch, 2 * group_size, pairs, seed, device)
     return rows[:, :group_size], rows[:, group_size:]
+
+
+def sample_rows(batch: int, size: int, count: int, seed: int, device: str | torch.device = "cpu") -> Tensor:
+    """int64 [count, size] row indices below `batch`, those of a row distinct; every choice equally likely, a function of the seed.
+
+    Raises ValueError for a batch of fewer than `size` images.
+    """
+    from pamkd import _host
+
+    if batch < size:
+        raise ValueError(f"a batch of {batch} images is too small: needed are {size} different ones; take larger batches")
+    return torch.from_numpy(_host.sample_rows(batch, size, count, seed)).to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pamkd.report.architectures import architecture_weights, cell_pair, cells
 from pamkd.report.curves import evaluation_curves, search_curves
@@ -18,13 +18,23 @@ from pamkd.version import __version__
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
+Section = tuple[str, str, Markup]
+
+
 def page(run: Run) -> str:
     """The whole HTML document of a search or of an evaluation."""
     parts = _evaluation_page(run) if run.is_evaluation else _search_page(run)
-    sections = [(name, title, content) for name, title, content in parts if content]
-    links = el("nav", *(el("a", title, href=f"#{name}") for name, title, _ in sections), aria_label="Sections")
+    started = str(run.manifest.get("started", "")).replace("T", " ").replace("+00:00", " UTC")
+    about = " · ".join([_what(run), f"seed {seed_names(run)}", *([f"started {started}"] if started else [])])
     title = f"{run.config.get('dataset', 'run')}: {run.folder.resolve().name}"
-    body = [el("section", el("h2", title), content, id=name) for name, title, content in sections]
+    return document(title, about, parts, f"from {run.folder.resolve()}.")
+
+
+def document(title: str, about: str, parts: Iterable[Section], source: str) -> str:
+    """A page of sections (anchor, heading, content); those without content are left out. ASCII: the rest as references."""
+    sections = [(name, heading, content) for name, heading, content in parts if content]
+    links = el("nav", *(el("a", heading, href=f"#{name}") for name, heading, _ in sections), aria_label="Sections")
+    body = [el("section", el("h2", heading), content, id=name) for name, heading, content in sections]
     head = (
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -33,11 +43,11 @@ def page(run: Run) -> str:
         el("title", f"pamkd: {title}"),
         el("style", Markup(style())),
     )
-    started = str(run.manifest.get("started", "")).replace("T", " ").replace("+00:00", " UTC")
-    about = " · ".join([_what(run), f"seed {seed_names(run)}", *([f"started {started}"] if started else [])])
     top = el("header", el("h1", title), el("p", about, class_="soft"), links)
-    foot = el("footer", f"Written by pamkd {__version__} from {run.folder.resolve()}. This page loads nothing from anywhere.")
-    return "<!doctype html>\n" + el("html", el("head", *head), el("body", top, el("main", *body), foot), lang="en") + "\n"
+    foot = el("footer", f"Written by pamkd {__version__} {source} This page loads nothing from anywhere.")
+    text = "<!doctype html>\n" + el("html", el("head", *head), el("body", top, el("main", *body), foot), lang="en") + "\n"
+    # Character references: the page reads the same whatever encoding a file system or a web server assumes.
+    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _what(run: Run) -> str:
@@ -45,9 +55,6 @@ def _what(run: Run) -> str:
         return "evaluation of an architecture"
     order = {"first": "first-order", "second": "second-order"}.get(run.config.get("order"), "")
     return f"{order} search in the space {run.config.get('space', '?')} with {plural(run.learners, 'learner')}".strip()
-
-
-Section = tuple[str, str, Markup]
 
 
 def _search_page(run: Run) -> Iterator[Section]:

@@ -34,6 +34,5 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     if out.is_dir():
         raise ValueError(f"--out is the folder {out}: needed is the name of an HTML file, for example {out / REPORT_NAME}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Character references: the page reads the same whatever encoding a file system or a web server assumes.
-    write_atomically(out, page(data).encode("ascii", "xmlcharrefreplace").decode())
+    write_atomically(out, page(data))
     return out

@@ -9,8 +9,12 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
+from pamkd.methods import METHODS
+from pamkd.runs.method import OPTIONS, readers
 from pamkd.runs.options import RunOptions
 from pamkd.spaces import SPACES
+from pamkd.transfer import TRANSFERS
+from pamkd.transfer.ensemble import Rule
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class SearchConfig(RunOptions):
     """Search space (docs/spaces.md)."""
     space_options: tuple[str, ...] = ()
     """What a space takes of its own, as name=value: `partial=2 stem=imagenet` (docs/spaces.md)."""
-    method: Literal["pamkd"] = "pamkd"
-    """How the learners teach each other."""
+    method: str = "pamkd"
+    """How the learners teach each other (docs/methods.md)."""
     learners: int = 2
     """K. With 1 nobody teaches: plain DARTS."""
     order: Literal["first", "second"] = "second"
@@ -43,16 +47,22 @@ class SearchConfig(RunOptions):
     """Channels of the supernet's first cell."""
     cells: int = 8
     """Cells of the supernet."""
-    distill_weight: Annotated[float, tyro.conf.arg(name="lambda")] = 0.5
-    """lambda, the weight of what better learners teach."""
-    epsilon: float = 0.01
-    """Margin of the group-similarity hinge, Eq. (7)."""
-    group_size: int = 5
-    """R, images per group."""
-    group_pairs: int = 0
-    """Pairs of groups drawn in each step; 0: the batch size."""
-    group_reduction: Literal["sum", "mean"] = "sum"
-    """Over the pairs: the paper sums; the mean makes lambda independent of their number."""
+    distill_weight: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
+    """lambda, the weight of what is taught; default: the method's own (pamkd 0.5, others 1)."""
+    temperature: float | None = None
+    """Softens predictions that are taught; default: the method's own."""
+    kdcl_rule: Rule | None = None
+    """How the learners of kdcl and 2nd-kdcl form their teacher; default: minlogit."""
+    transfer: str | None = None
+    """What a better learner of pamkd teaches; default: grs."""
+    epsilon: float | None = None
+    """Margin of the similarity hinge, Eq. (7); default: 0.01."""
+    group_size: int | None = None
+    """R, images per group; default: 5."""
+    group_pairs: int | None = None
+    """Pairs of groups (or triplets, or pairs of images) drawn in each step; default, or 0: the batch size."""
+    group_reduction: Literal["sum", "mean"] | None = None
+    """Over the pairs of groups: the paper sums, the default; the mean makes lambda independent of their number."""
     lr: float = 0.025
     """Learning rate of V and W at the start; falls to `lr_min` along a cosine."""
     lr_min: float = 0.001
@@ -91,14 +101,30 @@ class SearchConfig(RunOptions):
         need(self.arch_clip >= 0, "arch_clip", "0 (no clipping) or more")
         need(self.batch_size >= 1, "batch_size", "1 or more")
         need(self.fd_step > 0, "fd_step", "a positive number")
-        need(self.distill_weight >= 0, "distill_weight", "0 or more (lambda)")
-        need(self.epsilon >= 0, "epsilon", "0 or more")
-        need(self.group_size >= 2, "group_size", "2 or more images per group")
-        need(self.group_pairs >= 0, "group_pairs", "0 (the batch size) or more")
+        self._check_method()
         need(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")
         fixed = self.dataset == "imagenet"
         need(not fixed or self.train_portion == 0.5, "train_portion", "no value of your own with imagenet, whose shares are 10 % and 2.5 %")
-        need(self.learners == 1 or 2 * self.group_size <= self.batch_size, "batch_size", f"at least 2 * group_size = {2 * self.group_size}")
+
+    def _check_method(self) -> None:
+        need = self.require
+        need(self.method in METHODS, "method", f"one of {', '.join(METHODS)}")
+        need(self.transfer is None or self.transfer in TRANSFERS, "transfer", f"one of {', '.join(TRANSFERS)}")
+        kind, read = METHODS[self.method], readers(self.method, self.transfer)
+        for option in OPTIONS:
+            who = self.method + (f" with transfer {self.transfer}" if self.transfer else "")
+            need(getattr(self, option) is None or option in read, option, f"nothing: method {who} does not read it")
+        fewest, most = kind.learners
+        need(fewest <= self.learners <= most, "learners", f"{fewest if fewest == most else f'{fewest} or more'} for method {self.method}")
+        need(kind.two_sets or self.warmup_v_epochs == 0, "warmup_v_epochs", f"0: method {self.method} has no weights V")
+        need((self.distill_weight or 0) >= 0, "distill_weight", "0 or more (lambda)")
+        need(self.temperature is None or self.temperature > 0, "temperature", "a positive number")
+        need((self.epsilon or 0) >= 0, "epsilon", "0 or more")
+        need((self.group_pairs or 0) >= 0, "group_pairs", "0 (the batch size) or more")
+        group = 5 if self.group_size is None else self.group_size
+        need(group >= 2, "group_size", "2 or more images per group")
+        grouped = "group_size" in read and self.learners > 1
+        need(not grouped or 2 * group <= self.batch_size, "batch_size", f"at least 2 * group_size = {2 * group}")
 
     def options_of_the_space(self) -> dict[str, Any]:
         return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in self.space_options)}

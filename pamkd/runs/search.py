@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pamkd.data import IMAGENET_SHARES, Augment, Batches, derived_seed, generator, halves, load_dataset, number_of_classes
-from pamkd.methods.pamkd import Pamkd, StepReport
+from pamkd.methods.method import StepReport
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import Interrupted, OptionError
@@ -28,10 +28,8 @@ from pamkd.runs.search_state import SearchState, finite_or_none, fixed
 from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
-from pamkd.transfer.grs import GroupRelativeSimilarity
-from pamkd.trilevel.passes import Batch, Diverged, Passes
-from pamkd.trilevel.sgd import SGD
-from pamkd.trilevel.step import Learner, TriLevelStep
+from pamkd.trilevel.passes import Batch, Diverged
+from pamkd.trilevel.step import Learner
 
 
 @dataclass(frozen=True)
@@ -125,17 +123,16 @@ class Search:
 
     def _search(self, state: SearchState, train: Batches, valid: Batches, check: Batches, metrics: Metrics) -> None:
         config = self.config
-        sgd = SGD(config.momentum, config.weight_decay, config.clip)
-        transfer = GroupRelativeSimilarity(config.epsilon, config.group_size, config.group_pairs, config.group_reduction)
-        parts = TriLevelStep(Passes(), transfer, weight=config.distill_weight, sgd=sgd, fd_step=config.fd_step)
-        method = Pamkd(parts, order=config.order, exact=config.hypergradient == "exact")
-        steps, watch = len(train), Stopwatch()
+        method, steps, watch = state.method, len(train), Stopwatch()
         total = config.epochs * steps
         with Progress(total, done=state.epoch * steps + state.step) as progress, interruptible(config.seconds) as stop:
             valid_stream = valid.forever(state.epoch * steps + state.step)
             while state.epoch < config.epochs:
                 epoch, phase = state.epoch, config.phase(state.epoch % state.stage_epochs)
                 lr = self._learning_rate(state)
+                method.begin_epoch(epoch, config.epochs)
+                if state.step == 0:
+                    method.measure(state.learners, lambda: check.epoch(0))
                 for batch in train.epoch(epoch, state.step):
                     number = epoch * steps + state.step
                     seed = derived_seed(config.seed, "groups", number)
@@ -209,7 +206,7 @@ class Search:
     def _finish(self, state: SearchState, metrics: Metrics, folder: Path | None) -> SearchResult:
         last = next(row for row in reversed(metrics.rows) if row["kind"] == "epoch")
         genotypes = [architecture_from_json(data) for data in last["genotypes"]]
-        best = min(range(len(genotypes)), key=last["valid_loss"].__getitem__)
+        best = state.method.retained(last["valid_loss"])
         result = SearchResult(genotypes[best], best, last["valid_loss"], last["valid_accuracy"], genotypes, state.learners, metrics.rows)
         if folder is not None:
             write_json(folder / "genotype.json", result.genotype.to_json())
@@ -220,7 +217,10 @@ class Search:
 
 def default_out(config: SearchConfig) -> SearchConfig:
     """The configuration with the run folder that the command line takes where none is given."""
-    return config if config.out else dataclasses.replace(config, out=Path("runs") / f"{config.space}-{config.dataset}-{config.seed}")
+    if config.out:
+        return config
+    method = "" if config.method == "pamkd" else f"{config.method}-"
+    return dataclasses.replace(config, out=Path("runs") / f"{method}{config.space}-{config.dataset}-{config.seed}")
 
 
 def search(config: SearchConfig) -> SearchResult:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pamkd.data import derived_seed, generator
-from pamkd.methods.pamkd import StepReport
+from pamkd.methods.method import StepReport
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError
+from pamkd.runs.method import method_of
 from pamkd.runs.options import FREE, to_dict
 from pamkd.spaces.supernet import Moment, Supernet
 from pamkd.trilevel.step import Learner
@@ -24,10 +25,11 @@ class SearchState:
 
     def __init__(self, config: SearchConfig, supernet: Supernet) -> None:
         """Fresh learners over a supernet in its first stage."""
-        self.config = config
+        self.config, self.method = config, method_of(config)
         self.learners = [
             self._fresh(k, supernet, supernet.init_alphas(generator(config.seed, "alphas", k))) for k in range(config.learners)
         ]
+        self.method.start(self.learners)
         self.optimizer = self._adam()
         self.epoch = self.step = self.images = 0
         self.seconds = 0.0
@@ -39,6 +41,7 @@ class SearchState:
 
     def _fresh(self, k: int, supernet: Supernet, alphas: Tensor, *names: str | int) -> Learner:
         v, w = (supernet.init_weights(generator(self.config.seed, name, k, *names)) for name in ("v", "w"))
+        v = v if self.method.two_sets else torch.empty(0)
         return Learner.create(supernet, *(tensor.to(self.config.device) for tensor in (alphas, v, w)))
 
     def _adam(self) -> torch.optim.Adam:
@@ -95,10 +98,12 @@ class SearchState:
                 self.learners[k] = self._fresh(k, following.supernet, following.alphas, stage)
                 adam[k] = {}
                 continue
-            weights = {name: copied(getattr(learner, name), following.weights_source) for name in ("v", "w", "v_momentum", "w_momentum")}
+            weights = {name: value for name, value in learner.tensors.items() if name != "alphas"}
+            weights = {name: copied(value, following.weights_source) if len(value) else value for name, value in weights.items()}
             alphas = copied(learner.alphas.detach(), following.alphas_source)
             self.learners[k] = Learner(following.supernet, alphas.requires_grad_(), **weights)
             adam[k] = {name: value if name == "step" else copied(value, following.alphas_source) for name, value in adam[k].items()}
+        self.method.start(self.learners)
         self.optimizer = self._adam()
         for learner, state in zip(self.learners, adam, strict=True):
             if state:
@@ -106,6 +111,7 @@ class SearchState:
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"sums.{name}": value for name, value in self._sums.items()}
+        tensors |= {f"method.{name}": value for name, value in self.method.state().items()}
         for k, learner in enumerate(self.learners):
             tensors |= {f"learner.{k}.{name}": value for name, value in learner.tensors.items()}
             tensors |= {f"adam.{k}.{name}": value for name, value in self.optimizer.state[learner.alphas].items()}
@@ -127,6 +133,8 @@ class SearchState:
             values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in names}
             self.learners[k] = Learner(network, **values)
             self.learners[k].alphas.requires_grad_()
+        self.method.start(self.learners)
+        self.method.load({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})
         self.optimizer = self._adam()
         for k, learner in enumerate(self.learners):
             prefix = f"adam.{k}."

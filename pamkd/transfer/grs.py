@@ -12,6 +12,7 @@ from torch import Tensor
 from pamkd import ops, reference
 from pamkd.data.groups import sample_groups
 from pamkd.spaces.supernet import Output
+from pamkd.trilevel.passes import Batch
 
 
 class Groups(NamedTuple):
@@ -35,18 +36,19 @@ class GroupRelativeSimilarity:
     def __post_init__(self) -> None:
         self._ops = ops
 
-    def draw(self, batch_size: int, seed: int, device: torch.device) -> Groups:
+    def draw(self, batch: Batch, seed: int) -> Groups:
         """Pairs of groups of 2R distinct rows of a batch."""
-        return Groups(*sample_groups(batch_size, self.group_size, self.pairs or batch_size, seed, device))
+        count = len(batch.labels)
+        return Groups(*sample_groups(count, self.group_size, self.pairs or count, seed, batch.images.device))
 
-    def publish(self, output: Output, context: Groups) -> Tensor:
+    def publish(self, output: Output, weights: Tensor, context: Groups) -> Tensor:
         """[pairs, 2]: the similarities of both groups of each pair."""
         similarity, _ = self._ops.group_min_similarity(output.embedding[None], torch.cat(context))
         return similarity.view(2, -1).T
 
-    def loss(self, published: Tensor, output: Output, context: Groups) -> Tensor:
+    def loss(self, published: Tensor, output: Output, weights: Tensor, context: Groups) -> Tensor:
         """published [K, pairs, 2] -> [K]: the hinge of Eq. (7) against each teacher."""
-        hinge = self._ops.grs_hinge(published, self.publish(output, context)[None], self.epsilon)[0]
+        hinge = self._ops.grs_hinge(published, self.publish(output, weights, context)[None], self.epsilon)[0]
         return hinge / len(context.x) if self.reduction == "mean" else hinge
 
     def twice_differentiable(self) -> GroupRelativeSimilarity:

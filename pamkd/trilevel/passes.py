@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -59,3 +59,12 @@ class Passes:
         self.backwards[name] += 1
         grads = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
         return tuple(torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, inputs, strict=True))
+
+
+@torch.no_grad()
+def predictions(
+    learners: Sequence[Learner], weights: Literal["v", "w"], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits [K, n, classes] of all learners' weights of that name, and labels, batch by batch; not counted as passes."""
+    for images, labels in batches:
+        yield torch.stack([k.network.forward(getattr(k, weights), k.alphas, images).logits for k in learners]), labels

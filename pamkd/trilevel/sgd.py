@@ -19,18 +19,19 @@ class SGD:
     weight_decay: float = 3e-4
     clip: float = 5.0
 
-    def update(self, weights: Tensor, buffer: Tensor, gradient: Tensor, lr: float) -> tuple[Tensor, Tensor, Tensor]:
+    def update(
+        self, weights: Tensor, buffer: Tensor, gradient: Tensor, lr: float, *, norm: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """New weights, new momentum buffer, and the clipping coefficient c (a constant for differentiation).
 
         All vectors [num_weights]. dw'/dgradient is -lr * c: the step size that the hypergradient sees. Differentiable
-        with respect to the gradient.
+        with respect to the gradient. `norm` stands for ||gradient|| where weights are clipped together with others.
         """
-        coefficient = self.clip_coefficient(gradient)
+        coefficient = self.clip_coefficient(torch.linalg.vector_norm(gradient.detach()) if norm is None else norm.detach())
         buffer = self.momentum * buffer + (coefficient * gradient + self.weight_decay * weights)
         return weights - lr * buffer, buffer, coefficient
 
-    def clip_coefficient(self, gradient: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(gradient.detach())
+    def clip_coefficient(self, norm: Tensor) -> Tensor:
         if self.clip == 0:
             return torch.ones_like(norm)
         return (self.clip / (norm + 1e-6)).clamp(max=1.0)

@@ -16,29 +16,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from pamkd.spaces.supernet import Output
+from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
 from pamkd.trilevel.passes import Batch, Network, Passes
 from pamkd.trilevel.sgd import SGD
 
-DEFAULT_FD_STEP = 1e-2  # DARTS: perturbations have this norm
-
 
 class Transfer(Protocol):
-    """How a better learner teaches: what it publishes about a batch, and how well a student agrees with it."""
+    """How one learner teaches another: what it publishes about a batch, and how well a student agrees with it."""
 
-    def draw(self, batch_size: int, seed: int, device: torch.device) -> Any:
+    def draw(self, batch: Batch, seed: int) -> Any:
         """What is sampled anew for each step (groups of rows, say) and passed to the other two as `context`."""
 
-    def publish(self, output: Output, context: Any) -> Tensor:
-        """What a teacher tells about the validation batch, differentiable; one tensor of a fixed shape."""
+    def publish(self, output: Output, weights: Tensor, context: Any) -> Tensor:
+        """What a teacher with these weights tells about the batch, differentiable; one tensor of a fixed shape."""
 
-    def loss(self, published: Tensor, output: Output, context: Any) -> Tensor:
-        """published [K, ...] of all learners, the student's output -> [K], the student's loss against each teacher."""
+    def loss(self, published: Tensor, output: Output, weights: Tensor, context: Any) -> Tensor:
+        """published [K, ...] of all learners, the student's output and weights -> [K], its loss against each teacher."""
 
     def twice_differentiable(self) -> Transfer:
         """The same transfer over operations whose backward pass can be differentiated again."""
@@ -66,11 +65,27 @@ class Learner:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What stage II knows of all learners: V' on the validation batch. The graph of each forward pass is kept."""
+    """What stage II knows of all learners: V' on the batch on which they teach. The graph of each forward pass is kept."""
 
-    losses: list[Tensor]  # K scalars with graph, L(V'_k, A_k; val)
+    losses: list[Tensor]  # K scalars with graph, L(V'_k, A_k; batch)
     published: list[Tensor]  # K tensors with graph, what learner k would teach
     weights: list[Tensor]  # K vectors V'_k, leaves of those graphs
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A measurement as constants, or as leaves at which the hypergradient reads off what they are worth."""
+
+    losses: Tensor  # [K]
+    published: Tensor  # [K, ...]
+    context: Any
+
+    @classmethod
+    def of(cls, measured: Measurement, context: Any) -> Lesson:
+        return cls(*(torch.stack([part.detach() for part in parts]) for parts in (measured.losses, measured.published)), context)
+
+    def leaves(self) -> Lesson:
+        return Lesson(self.losses.detach().requires_grad_(), self.published.detach().requires_grad_(), self.context)
 
 
 @dataclass(frozen=True)
@@ -100,39 +115,67 @@ def pairwise_gaps(losses: Tensor) -> Tensor:
     return torch.relu(losses[:, None] - losses[None, :])
 
 
-class TriLevelStep:
-    """The parts of one step over K learners; a method calls them in its own order."""
+def everybody(losses: Tensor) -> Tensor:
+    """Weights 1 / (K - 1): each learner is taught by all others, however well they do. losses [K] -> [K, K]."""
+    count = len(losses)
+    return (1 - torch.eye(count, dtype=losses.dtype, device=losses.device)) / max(1, count - 1)
 
-    def __init__(self, passes: Passes, transfer: Transfer, *, weight: float, sgd: SGD, fd_step: float = DEFAULT_FD_STEP) -> None:
-        self.passes, self.transfer, self.weight, self.sgd, self.fd_step = passes, transfer, weight, sgd, fd_step
+
+def together(losses: Tensor) -> Tensor:
+    """Weights 1 / K: all learners, the student too, form one teacher. losses [K] -> [K, K]."""
+    return losses.new_full((len(losses), len(losses)), 1 / len(losses))
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Stage II: a student k adds `weight * sum_j scrutiny(losses)[k, j] * transfer.loss(...)[j]` to its training loss.
+
+    The paper's: scrutiny by the gaps of Eq. (6), on the validation batch, whose labels only the losses read.
+    """
+
+    transfer: Transfer
+    weight: float
+    scrutiny: Callable[[Tensor], Tensor] = pairwise_gaps
+    batch: Literal["train", "valid"] = "valid"
+
+
+class TriLevelStep:
+    """The parts of one step over K learners with two weight sets; a method calls them in its own order."""
+
+    def __init__(self, passes: Passes, teaching: Teaching, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP) -> None:
+        self.passes, self.teaching, self.sgd, self.fd_step = passes, teaching, sgd, fd_step
 
     def train_v(self, learner: Learner, train: Batch, lr: float) -> tuple[Tensor, Update]:
         """Stage I, Eq. (8): V <- V'. Returns the training loss."""
-        return self._train(learner, "v", train, lr, None)
+        weights = learner.v.detach().requires_grad_()
+        loss, _ = self.passes.forward("v_train", learner, weights, train)
+        (grad,) = self.passes.backward("v_train", [loss], [weights])
+        learner.v, learner.v_momentum, coefficient = self.sgd.update(learner.v, learner.v_momentum, grad, lr)
+        return loss.detach(), Update(weights.detach(), lr * coefficient)
 
-    def measure(self, learners: Sequence[Learner], valid: Batch, context: Any) -> Measurement:
-        """V' on the validation batch: losses and what each learner could teach, graphs kept for the hypergradient."""
+    def measure(self, learners: Sequence[Learner], train: Batch, valid: Batch, context: Any) -> Measurement:
+        """V' on the batch on which they teach: losses and what each learner could teach, graphs kept for the hypergradient."""
         losses, published, weights = [], [], []
+        batch = train if self.teaching.batch == "train" else valid
         for learner in learners:
             v = learner.v.detach().requires_grad_()
-            loss, output = self.passes.forward("v_valid", learner, v, valid)
+            loss, output = self.passes.forward("v_teach", learner, v, batch)
             losses.append(loss)
-            published.append(self.transfer.publish(output, context))
+            published.append(self.teaching.transfer.publish(output, v, context))
             weights.append(v)
         return Measurement(losses, published, weights)
 
-    def distillation(
-        self, k: int, learner: Learner, w: Tensor, valid: Batch, losses: Tensor, published: Tensor, context: Any, name: str
-    ) -> Tensor:
-        """lambda * sum_j h(d_kj) G_kj of Eq. (4), (6), (7): what better learners add to the loss of student k."""
-        _, output = self.passes.forward(name, learner, w, valid)
-        return self.weight * (pairwise_gaps(losses)[k] * self.transfer.loss(published, output, context)).sum()
-
     def train_w(
-        self, learner: Learner, train: Batch, lr: float, distillation: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Update]:
-        """Stage II, Eq. (9): W <- W'. `distillation(w)` is the loss that better learners add. Returns the training loss."""
-        return self._train(learner, "w", train, lr, distillation)
+        self, k: int, learner: Learner, train: Batch, valid: Batch, lesson: Lesson | None, lr: float
+    ) -> tuple[Tensor, Tensor, Update]:
+        """Stage II, Eq. (9): W <- W' of learner k, taught by `lesson` (None: by nobody).
+
+        Returns the training loss, what the lesson added to it, and the update.
+        """
+        weights = learner.w.detach().requires_grad_()
+        loss, taught, (grad,) = self._stage_two(k, weights, learner, train, valid, lesson, [weights], "")
+        learner.w, learner.w_momentum, coefficient = self.sgd.update(learner.w, learner.w_momentum, grad, lr)
+        return loss.detach(), taught.detach(), Update(weights.detach(), lr * coefficient)
 
     def validate_w(self, learners: Sequence[Learner], valid: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Stage III: losses and accuracies of W' on the validation batch, u_k = dL/dW'_k, and the direct term dL/dA_k."""
@@ -153,33 +196,27 @@ class TriLevelStep:
         train: Batch,
         valid: Batch,
         measured: Measurement | None,
+        lesson: Lesson | None,
         students: Sequence[int],
         v_updates: Sequence[Update],
         w_updates: Sequence[Update],
         u: Sequence[Tensor],
         direct: Sequence[Tensor],
-        context: Any,
     ) -> Hypergradient:
         """The second-order terms by central differences; `students` are the learners that somebody taught in this step
         (none, and no measurement, with K = 1)."""
         result = Hypergradient(list(direct))
         if students:
-            losses = torch.stack([loss.detach() for loss in measured.losses]).requires_grad_()
-            published = torch.stack([p.detach() for p in measured.published]).requires_grad_()
-            loss_cotangent, published_cotangent = torch.zeros_like(losses), torch.zeros_like(published)
+            lesson = lesson.leaves()
+            loss_cotangent, published_cotangent = torch.zeros_like(lesson.losses), torch.zeros_like(lesson.published)
         for k, (learner, update) in enumerate(zip(learners, w_updates, strict=True)):
-            inputs = [learner.alphas, losses, published] if k in students else [learner.alphas]
+            taught_by = lesson if k in students else None
+            inputs = [learner.alphas, lesson.losses, lesson.published] if taught_by else [learner.alphas]
 
-            def gradients(w: Tensor, k=k, learner=learner, inputs=inputs) -> list[Tensor]:
-                loss, _ = self.passes.forward("w_train_perturbed", learner, w, train)
-                grads = list(self.passes.backward("w_train_perturbed", [loss], inputs[:1]))
-                if k in students:
-                    taught = self.distillation(k, learner, w, valid, losses, published, context, "w_valid_perturbed")
-                    taught_grads = self.passes.backward("w_valid_perturbed", [taught], inputs)
-                    grads = [grads[0] + taught_grads[0], *taught_grads[1:]]
-                return grads
+            def gradients(point: list[Tensor], k=k, learner=learner, taught_by=taught_by, inputs=inputs) -> list[Tensor]:
+                return self._stage_two(k, point[0], learner, train, valid, taught_by, inputs, "_perturbed")[2]
 
-            through, *coupling = self._difference(gradients, update.before, u[k], inputs)
+            through, *coupling = central_difference(gradients, [update.before], [u[k]], self.fd_step, inputs)
             result.through_w.append(-update.step_size * through)
             if coupling:
                 loss_cotangent += update.step_size * coupling[0]
@@ -188,48 +225,52 @@ class TriLevelStep:
             return result
         for k, (learner, update) in enumerate(zip(learners, v_updates, strict=True)):
             v, through = self.passes.backward(
-                "v_valid",
+                "v_teach",
                 [measured.losses[k], measured.published[k]],
                 [measured.weights[k], learner.alphas],
                 [loss_cotangent[k], published_cotangent[k]],
             )
             result.through_teacher.append(-through)
 
-            def gradient(weights: Tensor, learner=learner) -> list[Tensor]:
-                loss, _ = self.passes.forward("v_train_perturbed", learner, weights, train)
+            def gradient(point: list[Tensor], learner=learner) -> list[Tensor]:
+                loss, _ = self.passes.forward("v_train_perturbed", learner, point[0], train)
                 return list(self.passes.backward("v_train_perturbed", [loss], [learner.alphas]))
 
-            (through,) = self._difference(gradient, update.before, v, [learner.alphas])
+            (through,) = central_difference(gradient, [update.before], [v], self.fd_step, [learner.alphas])
             result.through_v.append(update.step_size * through)
         return result
 
-    def _train(
-        self, learner: Learner, name: str, train: Batch, lr: float, distillation: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, Update]:
-        before = getattr(learner, name)
-        weights = before.detach().requires_grad_()
-        loss, _ = self.passes.forward(f"{name}_train", learner, weights, train)
-        (grad,) = self.passes.backward(f"{name}_train", [loss], [weights])
-        if distillation is not None:
-            grad = grad + self.passes.backward("w_valid_student", [distillation(weights)], [weights])[0]
-        new, momentum, coefficient = self.sgd.update(before, getattr(learner, f"{name}_momentum"), grad, lr)
-        setattr(learner, name, new)
-        setattr(learner, f"{name}_momentum", momentum)
-        return loss.detach(), Update(before, lr * coefficient)
+    def _stage_two(
+        self,
+        k: int,
+        weights: Tensor,
+        learner: Learner,
+        train: Batch,
+        valid: Batch,
+        lesson: Lesson | None,
+        inputs: Sequence[Tensor],
+        suffix: str,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Training loss and lesson of learner k at these weights (Eq. 4), and the gradients of their sum by `inputs`.
 
-    def _difference(
-        self, gradients: Callable[[Tensor], list[Tensor]], point: Tensor, direction: Tensor, like: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """[gradients(point + e * direction) - gradients(point - e * direction)] / 2e, e = fd_step / ||direction||.
-
-        Perturbs copies: the weights themselves are never written. A zero direction has derivative zero.
+        inputs[0] is its weights or its architecture; further ones belong to the lesson. Teaching on the training batch shares its pass.
         """
-        norm = torch.linalg.vector_norm(direction)
-        if norm == 0:
-            return [torch.zeros_like(x) for x in like]
-        eps = self.fd_step / norm
-        plus, minus = (gradients(torch.addcmul(point, direction, sign * eps)) for sign in (1, -1))
-        return [(p - m) / (2 * eps) for p, m in zip(plus, minus, strict=True)]
+        loss, output = self.passes.forward("w_train" + suffix, learner, weights, train)
+        if lesson is None:
+            return loss, torch.zeros_like(loss), list(self.passes.backward("w_train" + suffix, [loss], inputs[:1]))
+        if self.teaching.batch == "train":
+            taught = self._taught(k, weights, output, lesson)
+            return loss, taught, list(self.passes.backward("w_train" + suffix, [loss + taught], inputs))
+        grads = self.passes.backward("w_train" + suffix, [loss], inputs[:1])
+        _, output = self.passes.forward("w_taught" + suffix, learner, weights, valid)
+        taught = self._taught(k, weights, output, lesson)
+        more = self.passes.backward("w_taught" + suffix, [taught], inputs)
+        return loss, taught, [grads[0] + more[0], *more[1:]]
+
+    def _taught(self, k: int, weights: Tensor, output: Output, lesson: Lesson) -> Tensor:
+        """lambda * sum_j h(d_kj) G_kj of Eq. (4), (6), (7): what its teachers add to the loss of student k."""
+        against = self.teaching.transfer.loss(lesson.published, output, weights, lesson.context)
+        return self.teaching.weight * (self.teaching.scrutiny(lesson.losses)[k] * against).sum()
 
 
 def accuracy_of(output: Output, batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ import yaml
 
 from pamkd.runs.config import PRESETS, SearchConfig
 from pamkd.runs.errors import OptionError
+from pamkd.runs.method import method_of
 from pamkd.runs.options import parse, read_config, save_config
 
 
@@ -20,7 +21,9 @@ def test_defaults_are_those_of_darts_and_the_paper():
     config = parsed()
     assert (config.learners, config.epochs, config.batch_size, config.channels, config.cells) == (2, 50, 64, 16, 8)
     assert (config.lr, config.lr_min, config.momentum, config.weight_decay, config.clip) == (0.025, 0.001, 0.9, 3e-4, 5.0)
-    assert (config.arch_lr, config.arch_weight_decay, config.group_size, config.epsilon, config.fd_step) == (3e-4, 1e-3, 5, 0.01, 0.01)
+    assert (config.arch_lr, config.arch_weight_decay, config.fd_step) == (3e-4, 1e-3, 0.01)
+    method = method_of(config)
+    assert (method.weight, method.transfer.group_size, method.transfer.epsilon) == (0.5, 5, 0.01)
 
 
 def test_command_line_overrides_file_overrides_preset(tmp_path):
@@ -71,6 +74,11 @@ def test_bad_files(tmp_path, text, message):
         ({"train_portion": 1.0}, "train_portion is 1.0"),
         ({"resume": True, "overwrite": True}, "either --resume or --overwrite"),
         ({"fd_step": 0.0}, "fd_step is 0.0"),
+        ({"method": "dml"}, "method is 'dml': needed is one of pamkd, plain"),
+        ({"method": "mkd", "learners": 1}, "learners is 1: needed is 2 or more for method mkd"),
+        ({"method": "mkd", "group_size": 3}, "group_size is 3: needed is nothing: method mkd does not read it"),
+        ({"method": "mkd", "warmup_v_epochs": 3}, "warmup_v_epochs is 3: needed is 0: method mkd has no weights V"),
+        ({"transfer": "logits"}, "transfer is 'logits': needed is one of grs"),
     ],
 )
 def test_bad_values(options, message):

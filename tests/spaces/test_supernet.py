@@ -12,10 +12,9 @@ from pamkd.methods.pamkd import Pamkd
 from pamkd.spaces import SPACES
 from pamkd.spaces.darts import PRIMITIVES, Darts, derive_cell
 from pamkd.spaces.published import load_published, published_state_dict
-from pamkd.trilevel.exact import exact_hypergradient
-from pamkd.trilevel.passes import Batch, Passes
+from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.sgd import SGD
-from pamkd.trilevel.step import Learner, TriLevelStep
+from pamkd.trilevel.step import Learner
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def second_order(filled, alphas, published_input):
 
 def test_single_learner_reproduces_second_order_darts(second_order):
     learner, train, valid = second_order
-    method = Pamkd(TriLevelStep(Passes(), None, weight=0.0, sgd=SGD(0.9, 3e-4, 0.0)))
+    method = Pamkd(sgd=SGD(0.9, 3e-4, 0.0))
     report, (grad,) = method.step([learner], train, valid, lr=0.025, phase="search", seed=0)
     assert report.train_loss[0] == pytest.approx(2.2597062227, abs=1e-9)
     assert report.valid_loss[0] == pytest.approx(2.3644132444, abs=1e-9)
@@ -87,20 +86,10 @@ def test_single_learner_reproduces_second_order_darts(second_order):
 
 def test_exact_second_order_darts(second_order):
     learner, train, valid = second_order
-    options = {"lr": 0.025, "weight": 0.0, "sgd": SGD(0.9, 3e-4, 0.0)}
-    (grad,) = exact_hypergradient(NoTransfer(), [learner], train, valid, None, **options)
+    method = Pamkd(sgd=SGD(0.9, 3e-4, 0.0), exact=True)
+    _, (grad,) = method.step([learner], train, valid, lr=0.025, phase="search", seed=0)
     assert [cell.norm().item() for cell in grad] == pytest.approx([0.2299834778, 0.1954487842], abs=1e-8)
     assert grad[0, 0, :4].tolist() == pytest.approx([-0.0099154205, -0.0154126622, -0.0088300417, -0.0362981955], abs=1e-8)
-
-
-class NoTransfer:
-    """One learner has nobody to teach."""
-
-    def publish(self, output, context):
-        return torch.zeros(())
-
-    def twice_differentiable(self):
-        return self
 
 
 def test_published_names_round_trip():

@@ -11,33 +11,32 @@ import torch.nn.functional as F
 from pamkd.methods.pamkd import Pamkd
 from pamkd.reference import group_min_similarity, grs_hinge
 from pamkd.trilevel.exact import exact_hypergradient
-from pamkd.trilevel.passes import Diverged, Passes
+from pamkd.trilevel.passes import Diverged
 from pamkd.trilevel.sgd import SGD
-from pamkd.trilevel.step import TriLevelStep, pairwise_gaps
+from pamkd.trilevel.step import Lesson, pairwise_gaps
 
 LR, WEIGHT = 0.2, 0.5
 
 
-def parts_of(transfer, *, sgd=None, fd_step=1e-5, weight=WEIGHT):
-    return TriLevelStep(Passes(), transfer, weight=weight, sgd=sgd or SGD(0.9, 3e-4, 5.0), fd_step=fd_step)
+def method_of(transfer, *, fd_step=1e-5, weight=WEIGHT, **options):
+    return Pamkd(transfer=transfer, weight=weight, fd_step=fd_step, **options)
+
+
+def parts_of(transfer, **options):
+    return method_of(transfer, **options).parts
 
 
 def terms_of(parts, learners, train, valid, context):
     """All four terms of the schedule's hypergradient."""
     v_updates = [parts.train_v(learner, train, LR)[1] for learner in learners]
-    measured = parts.measure(learners, valid, context)
-    losses = torch.stack([loss.detach() for loss in measured.losses])
-    published = torch.stack([p.detach() for p in measured.published])
-    students = [k for k, row in enumerate(pairwise_gaps(losses)) if (row > 0).any()]
+    measured = parts.measure(learners, train, valid, context)
+    lesson = Lesson.of(measured, context)
+    students = [k for k, row in enumerate(pairwise_gaps(lesson.losses)) if (row > 0).any()]
     w_updates = []
     for k, learner in enumerate(learners):
-
-        def distillation(w, k=k, learner=learner):
-            return parts.distillation(k, learner, w, valid, losses, published, context, "w_valid_student")
-
-        w_updates.append(parts.train_w(learner, train, LR, distillation if k in students else None)[1])
+        w_updates.append(parts.train_w(k, learner, train, valid, lesson if k in students else None, LR)[2])
     _, _, u, direct = parts.validate_w(learners, valid)
-    return parts.hypergradient(learners, train, valid, measured, students, v_updates, w_updates, u, direct, context)
+    return parts.hypergradient(learners, train, valid, measured, lesson, students, v_updates, w_updates, u, direct)
 
 
 def exact_terms(network, learners, train, valid, groups, sgd):
@@ -97,10 +96,10 @@ def test_every_term_matches_exact_autograd(network, transfer, problem, count, sg
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_exact_hypergradient_matches_schedule(transfer, problem, count):
+def test_exact_hypergradient_matches_schedule(network, transfer, problem, count):
     learners, train, valid, groups = problem(count)
     parts = parts_of(transfer)
-    exact = exact_hypergradient(transfer, learners, train, valid, groups, lr=LR, weight=WEIGHT, sgd=parts.sgd)
+    exact = exact_hypergradient(parts.teaching, learners, train, valid, groups, lr=LR, sgd=parts.sgd)
     finite = terms_of(parts, learners, train, valid, groups).total()
     assert (torch.stack(finite) - torch.stack(exact)).norm() / torch.stack(exact).norm() < 1e-6
 
@@ -116,14 +115,14 @@ def test_finite_difference_error_falls_with_the_square_of_the_step(network, tran
 
 
 # Forward and backward passes of design section 2 per role: (student and only best teacher), by name of the pass.
-PASSES = {"v_train": 1, "v_valid": 1, "w_train": 1, "w_valid": 1, "w_train_perturbed": 2, "v_train_perturbed": 2}
-STUDENT_PASSES = {"w_valid_student": 1, "w_valid_perturbed": 2}
+PASSES = {"v_train": 1, "v_teach": 1, "w_train": 1, "w_valid": 1, "w_train_perturbed": 2, "v_train_perturbed": 2}
+STUDENT_PASSES = {"w_taught": 1, "w_taught_perturbed": 2}
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_second_order_step_takes_the_passes_of_the_table(transfer, problem, count):
+def test_second_order_step_takes_the_passes_of_the_table(network, transfer, problem, count):
     learners, train, valid, _ = problem(count)
-    method = Pamkd(parts_of(transfer))
+    method = method_of(transfer)
     method.step(learners, train, valid, lr=LR, phase="search", seed=3)
     passes = method.parts.passes
     expected = {name: times * count for name, times in PASSES.items()} | {
@@ -135,37 +134,35 @@ def test_second_order_step_takes_the_passes_of_the_table(transfer, problem, coun
     assert sum(PASSES.values()) == 7 + 1 and sum(STUDENT_PASSES.values()) == 10 - 7
 
 
-def test_first_order_step_takes_four_and_a_half_passes(transfer, problem):
+def test_first_order_step_takes_four_and_a_half_passes(network, transfer, problem):
     learners, train, valid, _ = problem(2)
-    method = Pamkd(parts_of(transfer), order="first")
+    method = method_of(transfer, order="first")
     method.step(learners, train, valid, lr=LR, phase="search", seed=3)
     passes = method.parts.passes
-    assert passes.forwards == {"v_train": 2, "v_valid": 2, "w_train": 2, "w_valid": 2, "w_valid_student": 1}
-    assert passes.backwards == {"v_train": 2, "w_train": 2, "w_valid": 2, "w_valid_student": 1}
+    assert passes.forwards == {"v_train": 2, "v_teach": 2, "w_train": 2, "w_valid": 2, "w_taught": 1}
+    assert passes.backwards == {"v_train": 2, "w_train": 2, "w_valid": 2, "w_taught": 1}
     assert (sum(passes.forwards.values()) + sum(passes.backwards.values())) / 2 == 4.5 + 3.5
 
 
-def test_single_learner_is_darts(transfer, problem):
+def test_single_learner_is_darts(network, transfer, problem):
     learners, train, valid, _ = problem(1)
-    method = Pamkd(parts_of(transfer))
+    method = method_of(transfer)
     report, hypergradient = method.step(learners, train, valid, lr=LR, phase="search", seed=3)
     assert method.parts.passes.forwards == {"w_train": 1, "w_valid": 1, "w_train_perturbed": 2}
     assert report.flow == [[0.0]] and len(hypergradient) == 1
 
 
-def test_zero_lambda_skips_students(transfer, problem):
+def test_zero_lambda_skips_students(network, transfer, problem):
     learners, train, valid, _ = problem(2)
-    method = Pamkd(parts_of(transfer, weight=0.0))
+    method = method_of(transfer, weight=0.0)
     method.step(learners, train, valid, lr=LR, phase="search", seed=3)
-    assert not {"w_valid_student", "w_valid_perturbed", "v_train_perturbed"} & set(method.parts.passes.forwards)
+    assert not {"w_taught", "w_taught_perturbed", "v_train_perturbed"} & set(method.parts.passes.forwards)
 
 
-@pytest.mark.parametrize(
-    ("phase", "trained"), [("warmup-v", {"v_train"}), ("warmup-w", {"v_train", "v_valid", "w_train", "w_valid_student"})]
-)
-def test_warmup_leaves_architectures_alone(transfer, problem, phase, trained):
+@pytest.mark.parametrize(("phase", "trained"), [("warmup-v", {"v_train"}), ("warmup-w", {"v_train", "v_teach", "w_train", "w_taught"})])
+def test_warmup_leaves_architectures_alone(network, transfer, problem, phase, trained):
     learners, train, valid, _ = problem(2)
-    method = Pamkd(parts_of(transfer))
+    method = method_of(transfer)
     before = copy.deepcopy(learners)
     _, hypergradient = method.step(learners, train, valid, lr=LR, phase=phase, seed=3)
     assert hypergradient is None
@@ -176,19 +173,19 @@ def test_warmup_leaves_architectures_alone(transfer, problem, phase, trained):
         assert not torch.equal(learner.v, old.v)
 
 
-def test_hypergradient_leaves_weights_bit_for_bit(transfer, problem):
+def test_hypergradient_leaves_weights_bit_for_bit(network, transfer, problem):
     learners, train, valid, _ = problem(2)
     twin = copy.deepcopy(learners)
-    Pamkd(parts_of(transfer), order="first").step(learners, train, valid, lr=LR, phase="search", seed=3)
-    Pamkd(parts_of(transfer)).step(twin, train, valid, lr=LR, phase="search", seed=3)
+    method_of(transfer, order="first").step(learners, train, valid, lr=LR, phase="search", seed=3)
+    method_of(transfer).step(twin, train, valid, lr=LR, phase="search", seed=3)
     for one, other in zip(learners, twin, strict=True):
         for name in ("v", "w", "v_momentum", "w_momentum", "alphas"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-def test_only_worse_learners_are_taught(transfer, problem):
+def test_only_worse_learners_are_taught(network, transfer, problem):
     learners, train, valid, _ = problem(3)
-    report, _ = Pamkd(parts_of(transfer)).step(learners, train, valid, lr=LR, phase="search", seed=3)
+    report, _ = method_of(transfer).step(learners, train, valid, lr=LR, phase="search", seed=3)
     for k, row in enumerate(report.flow):
         for j, weight in enumerate(row):
             assert weight == pytest.approx(max(0.0, report.valid_loss_v[k] - report.valid_loss_v[j]))
@@ -196,19 +193,19 @@ def test_only_worse_learners_are_taught(transfer, problem):
     assert report.distill_loss[best] == 0.0 and sum(report.distill_loss) > 0
 
 
-def test_identical_learners_teach_nothing(transfer, problem):
+def test_identical_learners_teach_nothing(network, transfer, problem):
     learners, train, valid, _ = problem(1)
     pair = [learners[0], copy.deepcopy(learners[0])]
-    report, hypergradient = Pamkd(parts_of(transfer)).step(pair, train, valid, lr=LR, phase="search", seed=3)
+    report, hypergradient = method_of(transfer).step(pair, train, valid, lr=LR, phase="search", seed=3)
     assert report.flow == [[0.0, 0.0], [0.0, 0.0]] and report.distill_loss == [0.0, 0.0]
     assert torch.equal(hypergradient[0], hypergradient[1])
 
 
-def test_divergence_is_named(transfer, problem):
+def test_divergence_is_named(network, transfer, problem):
     learners, train, valid, _ = problem(2)
     learners[1].v[0] = float("nan")
     with pytest.raises(Diverged, match="loss of pass v_train is nan"):
-        Pamkd(parts_of(transfer)).step(learners, train, valid, lr=LR, phase="search", seed=3)
+        method_of(transfer).step(learners, train, valid, lr=LR, phase="search", seed=3)
 
 
 def test_sgd_equals_torch(network):

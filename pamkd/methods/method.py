@@ -1,0 +1,77 @@
+"""What every method is: one step over all learners, and what the search may ask of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from pamkd.trilevel.difference import DEFAULT_FD_STEP
+from pamkd.trilevel.passes import Batch, Passes
+from pamkd.trilevel.sgd import SGD
+from pamkd.trilevel.step import Learner
+
+Phase = Literal["warmup-v", "warmup-w", "search"]
+Order = Literal["first", "second"]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What happened in one step; K entries each, NaN where the method, the phase or K = 1 leaves a number out."""
+
+    train_loss: list[float]  # of W, before its update
+    train_loss_v: list[float]  # of V, before its update
+    valid_loss: list[float]  # of W'
+    valid_accuracy: list[float]  # of W'
+    valid_loss_v: list[float]  # of V': who may teach
+    distill_loss: list[float]  # what others added to the loss of W
+    flow: list[list[float]]  # row k was taught by column j with this weight
+
+
+@dataclass
+class Method:
+    """K learners' steps. The fields that a subclass adds are its options.
+
+    `order` "first" leaves out all terms of the hypergradient but the direct one (Darts1st); `exact` takes the
+    second-order terms by double backward instead of finite differences. `seed` starts the method's own networks.
+    """
+
+    _: KW_ONLY
+    passes: Passes = field(default_factory=Passes)
+    sgd: SGD = field(default_factory=SGD)
+    fd_step: float = DEFAULT_FD_STEP
+    order: Order = "second"
+    exact: bool = False
+    seed: int = 0
+
+    two_sets: ClassVar[bool] = False  # learners have V and W
+    learners: ClassVar[tuple[int, float]] = (1, math.inf)  # fewest and most
+
+    def step(
+        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
+    ) -> tuple[StepReport, list[Tensor] | None]:
+        """Updates the weights of every learner; returns the hypergradient of each architecture in the phase "search"."""
+        raise NotImplementedError
+
+    def start(self, learners: Sequence[Learner]) -> None:
+        """Called with fresh learners, at the start of a search and of each of its stages."""
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, also before one that is resumed in its middle."""
+
+    def measure(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+        """Called at the start of each epoch; `valid()` yields the whole validation set, once."""
+
+    def retained(self, valid_loss: Sequence[float]) -> int:
+        """The learner whose architecture is kept: the one with the lowest validation loss (Sec. 4.2)."""
+        return min(range(len(valid_loss)), key=valid_loss.__getitem__)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold besides the learners."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave."""

@@ -1,0 +1,103 @@
+"""`pamkd reproduce`: list or run what stands behind a table or figure of the paper, and write it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from pamkd.reproduce.paper import TABLES, Row
+from pamkd.reproduce.scales import SCALES, columns, evaluation_config, search_config
+from pamkd.reproduce.units import Unit
+from pamkd.reproduce.write import write_table
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """List or run the searches and evaluations behind a table or figure of the paper, and write it with the paper's figures."""
+
+    what: tyro.conf.Positional[str]
+    """table1 to table6, figure2 or figure3."""
+    scale: Literal["paper", "small", "smoke"] = "small"
+    """The paper's setting; a few minutes on digits; or a test."""
+    rows: tuple[str, ...] = ("*",)
+    """Patterns of the rows to run, such as 'darts/*' or '*/mkd'; --list names them."""
+    seeds: tuple[int, ...] = ()
+    """Default: 10 at the scale paper, 5 at small, 2 at smoke."""
+    space: str | None = None
+    """Search in this space instead of the rows' own."""
+    list: bool = False
+    """Print the runs and whether they are done, and write what is there; run nothing."""
+    out: Path = Path("runs/reproduce")
+    """Folder of the runs and tables; a command that was stopped goes on in it."""
+    data: Path | None = None
+    """Where the datasets lie."""
+    threads: int = 0
+    """CPU threads; 0: PyTorch's choice."""
+
+
+def reproduce(config: ReproduceConfig) -> list[Path]:
+    """Run what is missing and write the table. Raises ValueError for an unknown table or row; returns the files written."""
+    if config.what not in TABLES:
+        raise ValueError(f"{config.what!r} is no table or figure that can be reproduced; those are {', '.join(TABLES)}")
+    table, scale = TABLES[config.what], SCALES[config.scale]
+    rows = [row for row in table.rows if any(fnmatch.fnmatchcase(row.key, pattern) for pattern in config.rows)]
+    if config.space is not None:
+        rows = [dataclasses.replace(row, space=config.space) for row in rows]
+    if not rows:
+        raise ValueError(f"no row of {config.what} matches {' '.join(config.rows)}; rows are {', '.join(row.key for row in table.rows)}")
+    root = config.out / config.scale
+    units, missing = [], []
+    for row in rows:
+        try:
+            units += _units(config, row, root)
+        except ValueError as error:
+            missing.append(str(error))
+    for unit in units:
+        if config.list:
+            print(f"{'done   ' if unit.done else 'to run '} {unit.row.key} {unit.column} seed {unit.seed}: {unit.commands()}")
+        elif not unit.done:
+            print(f"{config.what} {unit.row.key} {unit.column} seed {unit.seed}: {unit.search.out}", file=sys.stderr, flush=True)
+            unit.run()
+    for sentence in missing:
+        print(f"left out: {sentence}", file=sys.stderr)
+    found: dict = {}
+    for unit in units:
+        measured = unit.measured()
+        if measured is not None:
+            found.setdefault((unit.row.key, unit.column), []).append(measured)
+    datasets = tuple(table.columns) if scale.dataset is None else (scale.dataset,)
+    return write_table(root / config.what, table, datasets, rows, found, _notes(config, missing))
+
+
+def _units(config: ReproduceConfig, row: Row, root: Path) -> Sequence[Unit]:
+    scale = SCALES[config.scale]
+    where = {"data": config.data, "threads": config.threads}
+    return [
+        Unit.of(
+            row,
+            column,
+            seed,
+            search_config(scale, row, column, seed, **where),
+            evaluation_config(scale, column, seed, **where),
+            root,
+        )
+        for column in columns(scale, row)
+        for seed in config.seeds or scale.seeds
+    ]
+
+
+def _notes(config: ReproduceConfig, missing: Sequence[str]) -> list[str]:
+    notes = [f"Scale {config.scale}. Ours: mean ± sample standard deviation over seeds; a seed fixes split, weights and batches."]
+    notes.append("A difference is ours less the reference's, seed by seed; p by exact sign flips, two-sided.")
+    if config.space is not None:
+        notes.append(f"All rows were searched in the space {config.space}.")
+    if config.scale != "paper":
+        notes.append("Ours is another dataset and a smaller network than the paper's: compare within a column, not across.")
+    return notes + [f"Left out: {sentence}." for sentence in missing]

@@ -1,0 +1,69 @@
+"""How large the runs behind a table are: the paper's, a laptop's, or a test's."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pamkd.methods import METHODS
+from pamkd.reproduce.paper import LAMBDA, Row
+from pamkd.runs import evaluate_config
+from pamkd.runs.config import PRESETS, SearchConfig
+from pamkd.runs.evaluate_config import EvaluateConfig
+from pamkd.spaces import SPACES
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Options over the presets. `dataset` None: the table's own datasets, with the paper's settings."""
+
+    seeds: tuple[int, ...]
+    dataset: str | None
+    search: dict[str, Any]
+    evaluation: dict[str, Any]
+
+
+SCALES: dict[str, Scale] = {
+    "paper": Scale(tuple(range(10)), None, {}, {}),
+    # Handwritten digits, a supernet of 3 cells and 4 channels, first order as all rows of the paper's tables: a minute a run on one core.
+    "small": Scale(
+        tuple(range(5)),
+        "digits",
+        {"epochs": 10, "channels": 4, "cells": 3, "lr": 0.05, "arch_lr": 6e-3},
+        {"epochs": 10},
+    ),
+    "smoke": Scale((0, 1), "digits", {"epochs": 1, "channels": 2, "cells": 3, "lr": 0.05}, {"channels": 2, "cells": 3, "epochs": 1}),
+}
+
+
+def columns(scale: Scale, row: Row) -> tuple[str, ...]:
+    """The datasets on which a row is run."""
+    return tuple(row.paper) if scale.dataset is None else (scale.dataset,)
+
+
+def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | None, threads: int) -> SearchConfig:
+    """The search of one row, column and seed. Raises ValueError where the row's space or method is not part of this version."""
+    if row.space not in SPACES:
+        raise ValueError(f"{row.key}: this version has no search space {row.space}; it has {', '.join(SPACES)}")
+    if row.method not in METHODS:
+        raise ValueError(f"{row.key}: this version has no method {row.method}; it has {', '.join(METHODS)}")
+    options = {"space": row.space, "method": row.method, "order": "first", "seed": seed, "threads": threads, "tensorboard": False}
+    options |= row.options
+    if scale.dataset is not None:
+        options |= {"dataset": scale.dataset}
+        return SearchConfig(**scale.search | options)
+    dataset = options.setdefault("dataset", column)
+    if row.method == "pamkd" and (row.space, dataset) in LAMBDA:
+        options.setdefault("distill_weight", LAMBDA[row.space, dataset])
+    base = PRESETS.get(f"{'darts1st' if row.space == 'darts' else row.space}-{dataset}")
+    if base is None:
+        raise ValueError(f"{row.key}: there is no preset of {row.space} on {dataset}, so the paper's setting is not known to this version")
+    return dataclasses.replace(base, **options | ({"data": data} if data is not None else {}))
+
+
+def evaluation_config(scale: Scale, column: str, seed: int, data: Path | None, threads: int) -> EvaluateConfig:
+    preset = evaluate_config.PRESETS[evaluate_config.PRESET_OF[column]]
+    options = {"seeds": (seed,), "threads": threads, "dataset": column}
+    return dataclasses.replace(preset, **scale.evaluation | options | ({"data": data} if data is not None else {}))

@@ -1,0 +1,92 @@
+"""The runs behind a table: each in a folder of its own, shared by the tables that need it, and continued where it was left."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pamkd.report.run_folder import number, read_run
+from pamkd.reproduce.paper import Row
+from pamkd.runs.config import SearchConfig
+from pamkd.runs.evaluate import evaluate
+from pamkd.runs.evaluate_config import EvaluateConfig
+from pamkd.runs.options import FREE, RunOptions, to_dict
+from pamkd.runs.search import search
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one search and evaluation gave."""
+
+    seed: int
+    test_error: float  # %
+    valid_loss: float  # of the retained learner's supernet
+    parameters: float
+    search_seconds: float
+    evaluation_seconds: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    row: Row
+    column: str
+    seed: int
+    search: SearchConfig
+    evaluation: EvaluateConfig
+
+    @classmethod
+    def of(cls, row: Row, column: str, seed: int, search: SearchConfig, evaluation: EvaluateConfig, root: Path) -> Unit:
+        """The unit with its folders below `root`, named by what is computed: another row that needs the same run finds it."""
+        what = {"search": _changed(search), "evaluation": _changed(evaluation)}
+        what = {part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in what.items()}
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+        folder = root / f"{row.method}-{row.space}-{search.dataset}-{digest}" / f"seed-{seed}"
+        return cls(
+            row,
+            column,
+            seed,
+            dataclasses.replace(search, out=folder),
+            dataclasses.replace(evaluation, run=folder, out=folder / "evaluation"),
+        )
+
+    @property
+    def done(self) -> bool:
+        return (self.evaluation.out / "result.json").is_file()
+
+    def run(self) -> None:
+        """Search and evaluate what is still missing."""
+        if not (self.search.out / "result.json").is_file():
+            search(dataclasses.replace(self.search, resume=_begun(self.search.out)))
+        if not self.done:
+            evaluate(dataclasses.replace(self.evaluation, resume=_begun(self.evaluation.out)))
+
+    def measured(self) -> Measured | None:
+        if not self.done:
+            return None
+        run = read_run(self.search.out)
+        return Measured(
+            self.seed,
+            100 * run.evaluation.result["test_error_mean"],
+            min(run.result["valid_loss"]),
+            run.evaluation.result["parameters"],
+            *(sum(number(row.get("seconds")) or 0.0 for row in part.epochs) for part in (run, run.evaluation)),
+        )
+
+    def commands(self) -> str:
+        """The same by hand."""
+        words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in _changed(self.search) if name != "tensorboard")
+        return f"pamkd search {words}  &&  pamkd evaluate --run {self.search.out}"
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / "checkpoints" / "last.safetensors").is_file()
+
+
+def _changed(config: RunOptions) -> list[tuple[str, Any]]:
+    """The options that are not those of the command line without any."""
+    default = to_dict(type(config)())
+    return [(name, value) for name, value in to_dict(config).items() if value != default[name]]

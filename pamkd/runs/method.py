@@ -1,0 +1,55 @@
+"""From a search's options to its method."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pamkd.methods import METHODS
+from pamkd.methods.method import Method
+from pamkd.transfer import TRANSFERS
+from pamkd.trilevel.sgd import SGD
+
+SHARED = {field.name for field in dataclasses.fields(Method)}
+# Options of a search that belong to its method or transfer, under the names that these have for them.
+OPTIONS = {
+    "distill_weight": "weight",
+    "temperature": "temperature",
+    "kdcl_rule": "rule",
+    "transfer": "transfer",
+    "epsilon": "epsilon",
+    "group_size": "group_size",
+    "group_pairs": "pairs",
+    "group_reduction": "reduction",
+}
+
+
+def readers(method: str, transfer: str | None) -> set[str]:
+    """The options of `OPTIONS` that this method, or the transfer inside it, reads."""
+    names = {field.name for field in dataclasses.fields(METHODS[method])} - SHARED
+    if "transfer" in names:
+        names |= {field.name for field in dataclasses.fields(TRANSFERS[transfer or "grs"])}
+    return {option for option, name in OPTIONS.items() if name in names}
+
+
+def method_of(config: Any) -> Method:
+    """The method of a `SearchConfig`; options that are None keep the method's own defaults."""
+    given = {name: getattr(config, option) for option, name in OPTIONS.items() if getattr(config, option) is not None}
+    kind = METHODS[config.method]
+    options = _of(kind, given)
+    if "transfer" in {field.name for field in dataclasses.fields(kind)}:
+        transfer = TRANSFERS[config.transfer or "grs"]
+        options["transfer"] = transfer(**_of(transfer, given))
+    return kind(
+        sgd=SGD(config.momentum, config.weight_decay, config.clip),
+        fd_step=config.fd_step,
+        order=config.order,
+        exact=config.hypergradient == "exact",
+        seed=config.seed,
+        **options,
+    )
+
+
+def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names and name != "transfer"}

@@ -1,0 +1,35 @@
+"""Equal weights ("L2W" in Fig. 2): the student's encoder is drawn to the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pamkd.spaces.layout import Layout
+from pamkd.spaces.supernet import Output
+from pamkd.transfer.instances import Instances
+
+
+@dataclass
+class EncoderWeights(Instances):
+    """||w_k - v_j||^2 / (2 P) over the P weights of the encoder: everything before the classifier.
+
+    `encoder` is P, the position of the classifier in the flat vector (None: all weights). The sum, without 1 / P, is the
+    proximal term of implicit MAML; the mean keeps lambda in the range of other transfers. Learners must share one layout.
+    """
+
+    encoder: int | None = None
+
+    def fit(self, layouts: Sequence[Layout]) -> None:
+        """Find the encoder. Raises ValueError where the learners' supernets have become different ones."""
+        if any(layout.entries != layouts[0].entries for layout in layouts):
+            raise ValueError("transfer l2w compares weights one by one and these learners' supernets differ: take another transfer")
+        self.encoder = {entry.name: entry.offset for entry in layouts[0].entries}["classifier.weight"]
+
+    def publish(self, output: Output, weights: Tensor, context: None) -> Tensor:
+        return weights[: self.encoder]
+
+    def loss(self, published: Tensor, output: Output, weights: Tensor, context: None) -> Tensor:
+        return (published - weights[: self.encoder]).square().mean(1) / 2

@@ -1,0 +1,207 @@
+"""The step of methods with one weight set per learner: the weights of all learners together, then their architectures.
+
+    O(W, A)  = sum_k L(W_k, A_k; tr) + sum_k D_k(y_1, ..., y_K; t),   y_k = outputs of learner k, t = targets, constants
+    W'_k     = W_k - xi_k dO/dW_k
+    J(A)     = objective(outputs of W'_1, ..., W'_K; val)
+    dJ/dA    = direct - d/dA sum_k xi_k <dO/dW_k, u_k>,   u_k = dJ/dW'_k
+
+The learners meet in their outputs alone, so D is differentiated at outputs cut off from the networks, and each network is
+passed through once, with the cotangents that D gives its output. What D takes as target is a constant in the weight step
+and in the hypergradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from pamkd.spaces.supernet import Output
+from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
+from pamkd.trilevel.passes import Batch, Passes
+from pamkd.trilevel.sgd import SGD
+from pamkd.trilevel.step import Learner, Update, accuracy_of
+
+
+class Exchange(Protocol):
+    """What learners with one weight set do to each other. Outputs are stacked: logits [K, n, classes], embedding [K, n, d]."""
+
+    teaches_on: Literal["train", "valid"]  # the batch on which D is taken
+    shared: int  # so many leading weights are one tensor for all learners
+    modules: Tensor  # weights of the method's own modules, a leaf that D may read; trained with W
+
+    def targets(self, outputs: Output, batch: Batch, seed: int) -> Any:
+        """t: what is taught, from outputs without graph, and what is drawn for the step."""
+
+    def loss(self, outputs: Output, batch: Batch, targets: Any) -> Tensor:
+        """[K], D_k."""
+
+    def objective(self, outputs: Output, batch: Batch) -> Tensor:
+        """J, a scalar."""
+
+    def twice_differentiable(self) -> Exchange:
+        """The same over operations whose backward pass can be differentiated again."""
+
+
+@dataclass(frozen=True)
+class WeightStep:
+    """What the weight step did: K losses, D, the targets, an update for each learner, and the gradient of the modules."""
+
+    losses: list[Tensor]
+    taught: Tensor  # [K]
+    outputs: Output  # stacked, without graph
+    targets: Any
+    updates: list[Update]
+    modules_grad: Tensor
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    losses: list[Tensor]
+    taught: Tensor
+    outputs: Output
+    targets: Any
+    grads: list[Tensor]
+    modules: Tensor
+
+
+class BiLevelStep:
+    """The parts of one step over K learners with one weight set each."""
+
+    def __init__(self, passes: Passes, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP) -> None:
+        self.passes, self.sgd, self.fd_step = passes, sgd, fd_step
+
+    def train(
+        self,
+        learners: Sequence[Learner],
+        train: Batch,
+        valid: Batch,
+        exchange: Exchange,
+        *,
+        lr: float,
+        seed: int,
+        added: Sequence[Tensor] | None = None,
+    ) -> WeightStep:
+        """W <- W' for all learners. `added` are gradients of further losses that do not depend on the architectures."""
+
+        def targets_of(outputs: Output, batch: Batch) -> Any:
+            return exchange.targets(outputs, batch, seed)
+
+        weights = [learner.w.detach().requires_grad_() for learner in learners]
+        found = self._gradients(weights, learners, train, valid, exchange, weights, targets_of, "")
+        grads = found.grads if added is None else [grad + more for grad, more in zip(found.grads, added, strict=True)]
+        grads = tied(grads, exchange.shared)
+        updates = []
+        for learner, grad, norm in zip(learners, grads, norms(grads, exchange.shared), strict=True):
+            before = learner.w
+            learner.w, learner.w_momentum, coefficient = self.sgd.update(before, learner.w_momentum, grad, lr, norm=norm)
+            updates.append(Update(before, lr * coefficient))
+        losses = [loss.detach() for loss in found.losses]
+        return WeightStep(losses, found.taught.detach(), found.outputs, found.targets, updates, found.modules)
+
+    def validate(
+        self, learners: Sequence[Learner], valid: Batch, exchange: Exchange
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Losses and accuracies of W' on the validation batch, u_k = dJ/dW'_k, and the direct term dJ/dA_k."""
+        weights = [learner.w.detach().requires_grad_() for learner in learners]
+        losses, outputs = self._forward("w_valid", weights, learners, valid)
+        leaves = cut(outputs)
+        cotangents = torch.autograd.grad(exchange.objective(leaves, valid), leaves, allow_unused=True)
+        u, direct = [], []
+        for k, learner in enumerate(learners):
+            grad_w, grad_alphas = self._backward("w_valid", [], outputs[k], cotangents, k, [weights[k], learner.alphas])
+            u.append(grad_w)
+            direct.append(grad_alphas)
+        accuracy = [accuracy_of(output, valid) for output in outputs]
+        return [loss.detach() for loss in losses], accuracy, u, direct
+
+    def hypergradient(
+        self,
+        learners: Sequence[Learner],
+        train: Batch,
+        valid: Batch,
+        exchange: Exchange,
+        done: WeightStep,
+        u: Sequence[Tensor],
+        direct: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """dJ/dA_k: the direct term and, by one central difference over all learners together, the one through W'."""
+        alphas = [learner.alphas for learner in learners]
+        directions = [update.step_size * vector for update, vector in zip(done.updates, tied(u, exchange.shared), strict=True)]
+
+        def gradients(points: list[Tensor]) -> list[Tensor]:
+            return self._gradients(points, learners, train, valid, exchange, alphas, lambda *seen: done.targets, "_perturbed").grads
+
+        through = central_difference(gradients, [update.before for update in done.updates], directions, self.fd_step, alphas)
+        return [term - other for term, other in zip(direct, through, strict=True)]
+
+    def _gradients(
+        self,
+        weights: Sequence[Tensor],
+        learners: Sequence[Learner],
+        train: Batch,
+        valid: Batch,
+        exchange: Exchange,
+        inputs: Sequence[Tensor],
+        targets_of: Callable[[Output, Batch], Any],
+        suffix: str,
+    ) -> _Gradients:
+        """dO/d inputs_k at these weights, with the targets that `targets_of(outputs, batch)` gives."""
+        name, batch = "w_train" + suffix, train
+        losses, outputs = self._forward(name, weights, learners, train)
+        own = [[loss] for loss in losses]
+        grads = [torch.zeros_like(x) for x in inputs]
+        if exchange.teaches_on == "valid":
+            grads = [self.passes.backward(name, [loss], [x])[0] for loss, x in zip(losses, inputs, strict=True)]
+            name, batch = "w_taught" + suffix, valid
+            _, outputs = self._forward(name, weights, learners, valid)
+            own = [[] for _ in losses]
+        leaves = cut(outputs)
+        seen = type(leaves)(*(part.detach() for part in leaves))
+        targets = targets_of(seen, batch)
+        taught = exchange.loss(leaves, batch, targets)
+        cotangents, modules = [None] * len(leaves), torch.zeros_like(exchange.modules)
+        if taught.requires_grad:
+            *cotangents, found = torch.autograd.grad(taught.sum(), [*leaves, exchange.modules], allow_unused=True)
+            modules = modules if found is None else found
+        for k, x in enumerate(inputs):
+            grads[k] = grads[k] + self._backward(name, own[k], outputs[k], cotangents, k, [x])[0]
+        return _Gradients(losses, taught, seen, targets, grads, modules)
+
+    def _forward(
+        self, name: str, weights: Sequence[Tensor], learners: Sequence[Learner], batch: Batch
+    ) -> tuple[list[Tensor], list[Output]]:
+        pairs = [self.passes.forward(name, learner, w, batch) for w, learner in zip(weights, learners, strict=True)]
+        return [loss for loss, _ in pairs], [output for _, output in pairs]
+
+    def _backward(
+        self, name: str, own: list[Tensor], output: Output, cotangents: Sequence[Tensor | None], k: int, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Gradients of a learner's own loss and of its outputs with what D or J sends back through them."""
+        sent = [(part, cotangent[k]) for part, cotangent in zip(output, cotangents, strict=True) if cotangent is not None]
+        return self.passes.backward(name, [*own, *(part for part, _ in sent)], inputs, [*(None for _ in own), *(c for _, c in sent)])
+
+
+def cut(outputs: Sequence[Output]) -> Output:
+    """Outputs of K learners stacked into leaves."""
+    kind = type(outputs[0])
+    return kind(*(torch.stack([part.detach() for part in parts]).requires_grad_() for parts in zip(*outputs, strict=True)))
+
+
+def tied(vectors: Sequence[Tensor], shared: int) -> list[Tensor]:
+    """Vectors whose first `shared` entries are the sum over all: derivatives by a tensor that all learners share."""
+    if not shared:
+        return list(vectors)
+    total = torch.stack([vector[:shared] for vector in vectors]).sum(0)
+    return [torch.cat([total, vector[shared:]]) for vector in vectors]
+
+
+def norms(grads: Sequence[Tensor], shared: int) -> list[Tensor]:
+    """The norm that each learner's gradient is clipped by: its own, or that of all weights where learners share some."""
+    if not shared:
+        return [torch.linalg.vector_norm(grad) for grad in grads]
+    parts = [grads[0][:shared], *(grad[shared:] for grad in grads)]
+    return [torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))] * len(grads)

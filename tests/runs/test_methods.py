@@ -1,0 +1,55 @@
+"""Every method through a whole search: it runs, keeps what it must in its checkpoint, and is told what it cannot do."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+
+from pamkd.methods import METHODS
+from pamkd.runs.config import SearchConfig
+from pamkd.runs.errors import Interrupted
+from pamkd.runs.search import Search
+from pamkd.transfer import TRANSFERS
+from tests.runs.interrupted import InterruptedAt
+
+TINY = {"epochs": 2, "channels": 2, "cells": 3, "batch_size": 8, "arch_lr": 0.05, "log_every": 1, "tensorboard": False}
+OPTIONS: dict[str, list[dict]] = {
+    "pamkd": [{"group_size": 2, "group_pairs": 4}, *({"transfer": name} for name in TRANSFERS if name != "grs")],
+    "kdcl": [{"kdcl_rule": rule} for rule in ("naive", "linear", "minlogit", "general")],
+    "2nd-kdcl": [{"kdcl_rule": "general"}],
+    "no-1st": [{"group_size": 2}],
+}
+CASES = {
+    " ".join([name, *map(str, options.values())]): {"method": name} | options for name in METHODS for options in OPTIONS.get(name, [{}])
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interrupted_search_goes_on_bit_for_bit(case, pictures, tmp_path):
+    whole = Search(SearchConfig(out=tmp_path / "whole", **TINY | CASES[case])).run(*pictures)
+    cut = SearchConfig(out=tmp_path / "cut", **TINY | CASES[case])
+    with pytest.raises(Interrupted):
+        Search(cut).run(*pictures, augment=InterruptedAt(9, signal.SIGTERM))
+    rest = Search(SearchConfig(out=tmp_path / "cut", resume=True, **TINY | CASES[case])).run(*pictures)
+    for one, other in zip(whole.learners, rest.learners, strict=True):
+        for name, tensor in one.tensors.items():
+            assert torch.equal(tensor, getattr(other, name)), name
+        assert one.v.numel() == (one.w.numel() if METHODS[CASES[case]["method"]].two_sets else 0)
+    assert whole.genotype == rest.genotype and whole.learner == METHODS[CASES[case]["method"]].retained(None, whole.valid_loss)
+
+
+def test_methods_start_from_the_same_weights(pictures):
+    """Comparisons are paired: the same seed gives every method the same W, A and batches."""
+    losses = {}
+    for name in ("plain", "mkd", "pamkd"):
+        options = TINY | {"epochs": 1, "method": name} | ({"group_size": 2} if name == "pamkd" else {})
+        losses[name] = Search(**options).run(*pictures).history[0]["train_loss"]
+    assert losses["plain"] == losses["mkd"] == losses["pamkd"]
+
+
+def test_flow_says_who_taught_whom(pictures):
+    rows = Search(**TINY | {"method": "mkd", "learners": 3}).run(*pictures).history
+    for row in rows:
+        assert row["flow"] == [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
