@@ -60,7 +60,7 @@ def _leaving(x: Tensor, edges: list[int], stride: int, of: dict, mixture: Tensor
                 places[kind].append((row, edge, column))
     n, c, h, w = x.shape
     maps = (n, (h + stride - 1) // stride, (w + stride - 1) // stride, c)
-    total = x.new_zeros(len(edges), *maps)
+    total = None
 
     def add(values: Tensor, shares: list[tuple[int, int, int, int]]) -> None:
         """Adds mix[edge, column] * values[term] to the row of the edge, for all shares (row, edge, column, term)."""
@@ -69,37 +69,36 @@ def _leaving(x: Tensor, edges: list[int], stride: int, of: dict, mixture: Tensor
         for row, edge, column, term in shares:
             numbers[row * len(values) + term] = 1 + edge * spec.columns + column
         table = mixture.index_select(0, _index(tuple(numbers), mixture.device)).view(len(edges), len(values))
-        total = torch.addmm(total.flatten(1), table, values.reshape(len(values), -1)).view(total.shape)
+        rows = values.reshape(len(values), -1)
+        total = table @ rows if total is None else torch.addmm(total, table, rows)
 
     convolutions = [(name, *place) for name in CONVOLUTIONS for place in places[name]]
     pools = bool(places["max_pool_3x3"] or places["avg_pool_3x3"])
     if convolutions or pools:
         first = [of[edge, column, "dw1"] for _, _, edge, column in convolutions]
         y = stencils(x, first, [1 + name.startswith("dil") for name, *_ in convolutions], stride=stride, pools=pools).movedim(-3, -1)
-        begin = 0
-        for name in CONVOLUTIONS:
+        *depthwise, pooled = y.split([*(len(places[name]) for name in CONVOLUTIONS), 2 * pools])
+        for name, d in zip(CONVOLUTIONS, depthwise, strict=True):
             if not places[name]:
                 continue
-            d = y[begin : begin + len(places[name])]
-            begin += len(places[name])
             weights = {
                 part: torch.stack([of[edge, column, part] for _, edge, column in places[name]])
                 for part in (("pw1", "dw2", "pw2") if name.startswith("sep") else ("pw1",))
             }
             z = pointwise_norm(d, weights["pw1"])
             if name.startswith("sep"):
-                d = stencils(z.movedim(-1, -3), [weights["dw2"]], [1], pools=False)[0].movedim(-3, -1)
+                d = stencils(z.movedim(-1, -3), [weights["dw2"]], [1], pools=False).squeeze(0).movedim(-3, -1)
                 z = pointwise_norm(d, weights["pw2"])
             add(z, [(*place, term) for term, place in enumerate(places[name])])
         if pools:
-            add(_norm(y[-2:]), [(*place, term) for term, name in enumerate(POOLS) for place in places[name]])
+            add(_norm(pooled), [(*place, term) for term, name in enumerate(POOLS) for place in places[name]])
     if places["skip_connect"]:
         add(x.movedim(1, -1)[None], [(*place, 0) for place in places["skip_connect"]])
     for row, edge, column in places["others"]:
         layers = [values for (e, i, _), values in of.items() if (e, i) == (edge, column)]
         value = operation(spec.candidates[edge][column], x, stride, layers).movedim(1, -1)
         add(value[None], [(row, edge, column, 0)])
-    return total.movedim(-1, -3)
+    return (x.new_zeros(len(edges), *maps) if total is None else total.view(len(edges), *maps)).movedim(-1, -3)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -114,7 +113,6 @@ def pointwise_norm(d: Tensor, pointwise: Tensor) -> Tensor:
 
 
 def _norm(z: Tensor) -> Tensor:
-    """Affine-free BatchNorm of every map of z [b, n, h, w, c] on its own statistics, which are taken in float32 at least."""
-    wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    variance, mean = torch.var_mean(wide, (1, 2, 3), correction=0, keepdim=True)
-    return ((wide - mean) * torch.rsqrt(variance + BN_EPS)).to(z.dtype)
+    """Affine-free BatchNorm of every map of z [b, n, h, w, c] on its own statistics; PyTorch takes these in float32 at least."""
+    maps = [F.batch_norm(rows, None, None, training=True, eps=BN_EPS) for rows in z.flatten(1, 3).unbind()]
+    return torch.stack(maps).view(z.shape)
