@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pamkd.ops import cell_of_stencils
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
 
-KERNEL_DTYPES = (torch.float32, torch.float64)  # others take the eager composition, which PyTorch computes in their precision
+# By device; others take the eager composition, which PyTorch computes in their precision.
+KERNEL_DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": STENCIL_DTYPES}
 
 define("mixed_cell_forward(Tensor s0, Tensor? s1, Tensor weights, Tensor mix, int[] spec, bool keep) -> (Tensor, Tensor, Tensor)")
 define(
@@ -41,8 +44,10 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     Source: Liu et al., DARTS: Differentiable Architecture Search (ICLR 2019), equation 2 and the published cell.
     """
     _check(s0, s1, weights, mix, spec)
-    if s0.dtype not in KERNEL_DTYPES or not has_kernel("mixed_cell", s0):
+    if s0.dtype not in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) or not has_kernel("mixed_cell", s0):
         return reference.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
+    if s0.device.type == "cuda":
+        return cell_of_stencils.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
     nodes, _, _ = torch.ops.pamkd.mixed_cell_forward(s0, s1, weights, mix, spec.encode(), keep)
     return nodes if spec.output == "concat" else nodes[:, -spec.channels :].contiguous(memory_format=torch.channels_last)
@@ -138,4 +143,4 @@ def _example() -> tuple:
     return *states, weights, mix, spec
 
 
-register(mixed_cell, reference.mixed_cell, _example, cpu="C++")
+register(mixed_cell, reference.mixed_cell, _example, cpu="C++", cuda="CUDA C++")

@@ -47,20 +47,31 @@ def test_composition_is_the_single_operations(stride):
     assert maps.movedim(-3, -1).is_contiguous() and alone.movedim(-3, -1).is_contiguous()
 
 
+def assert_agrees(shape: tuple[int, ...], stride: int, device: str, tolerance: float, dtype=torch.float32) -> None:
+    """Maps and gradients against float64 on the same inputs."""
+    x, depthwise = make(*shape)
+    x, *depthwise = (t.detach().to(device, dtype).requires_grad_() for t in (x, *depthwise))
+    exact = [t.detach().cpu().double().requires_grad_() for t in (x, *depthwise)]
+    y = ops.stencils(x, depthwise, DILATIONS, stride=stride)
+    truth = reference.stencils(exact[0], exact[1:], DILATIONS, stride, True)
+    cotangent = torch.randn(truth.shape).to(dtype)
+    ours = [y, *torch.autograd.grad(y, [x, *depthwise], cotangent.to(device))]
+    for result, theirs in zip(ours, [truth, *torch.autograd.grad(truth, exact, cotangent.double())], strict=True):
+        torch.testing.assert_close(result.cpu().double(), theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 9, 8), (2, 1, 8, 5, 6)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_of_the_device_code(device_code, shape, stride):
-    x, depthwise = make(*shape, dtype=torch.float32)
-    y = ops.stencils(x, depthwise, DILATIONS, stride=stride)
-    cotangent = torch.randn(y.shape)
-    exact, weights = make(*shape)
-    truth = reference.stencils(exact, weights, DILATIONS, stride, True)
-    for ours, theirs in zip(
-        [y, *torch.autograd.grad(y, [x, *depthwise], cotangent)],
-        [truth, *torch.autograd.grad(truth, [exact, *weights], cotangent.double())],
-        strict=True,
-    ):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+    assert_agrees(shape, stride, "cpu", 1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7, 33, 20), (2, 64, 16, 32, 32)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_on_a_gpu(shape, stride, dtype):
+    assert_agrees(shape, stride, "cuda", 1e-5 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps, dtype)
 
 
 def test_only_the_gradients_that_are_asked_for(device_code):
