@@ -75,7 +75,7 @@ class Bench:
         self.rows.append(dict(zip(COLUMNS, values, strict=False)) | self._common)
 
 
-def sgemm_rate(size: int = 1024, rounds: int = 30) -> float:
+def sgemm_rate(size: int = 1024, rounds: int = 200) -> float:
     """float32 operations per second of a square matrix product, on the threads in use; the best of the rounds."""
     a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
     seconds = []

@@ -157,7 +157,7 @@ class ReluDepthwise(nn.Conv2d):
         return super().forward(F.relu(x))
 
 
-def fused(x: Tensor, depthwise: ReluDepthwise | None, pointwise: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+def _fused(x: Tensor, depthwise: ReluDepthwise | None, pointwise: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """norm(pointwise(depthwise(relu(x)))) in training as one operation, running statistics included."""
     stride, dilation = (1, 1) if depthwise is None else (depthwise.stride[0], depthwise.dilation[0])
     kernel = None if depthwise is None else depthwise.weight
@@ -180,7 +180,7 @@ class ReluConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # On smaller maps, which come with more channels, PyTorch's matrix product outweighs what fusing saves.
         if self.training and x.device.type == "cpu" and x.shape[2] * x.shape[3] >= 1024:
-            return fused(x, None, *self.op[1:])
+            return _fused(x, None, *self.op[1:])
         return self.op(x)
 
 
@@ -220,7 +220,7 @@ class DepthwiseSeparable(nn.Module):
         if not (self.fusable and self.training and x.device.type == "cpu"):
             return self.op(x)
         for i in range(0, len(self.op), 3):
-            x = fused(x, *self.op[i : i + 3])
+            x = _fused(x, *self.op[i : i + 3])
         return x
 
 
