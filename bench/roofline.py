@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -107,13 +108,24 @@ class Trace(TorchDispatchMode):
         if schema.name in OURS:
             OURS[schema.name](self.count, arguments, result)
         elif not view and name not in NO_LAUNCH:
-            elements = sum(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))
-            flops = flop_registry.get(function.overloadpacket)
-            depthwise = name.startswith("convolution") and arguments[8 if name == "convolution" else 9] > 1
-            operations = flops(*arguments, **(options or {}), out_val=result) if flops else elements
-            kind = "products" if flops and not depthwise else "others"
-            self.count.add(f"depthwise {name}" if depthwise else name, size(arguments) + size(result), **{kind: operations})
+            self.add(name, function, arguments, result)
         return result
+
+    def add(self, name: str, function: OpOverload, arguments: tuple, result: object) -> None:
+        kind, operations = "others", sum(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))
+        if name in ("convolution", "convolution_backward"):
+            # Not PyTorch's count, which takes the groups of a depthwise convolution's gradients for one.
+            backward = name == "convolution_backward"
+            weight = arguments[2 if backward else 1]
+            maps = arguments[0] if backward else result
+            operations = 2 * maps.numel() * weight[0].numel() * (sum(arguments[-1][:2]) if backward else 1)
+            if weight.shape[1] > 1:
+                kind = "products"
+            else:
+                name = f"depthwise {name}"
+        elif flops := flop_registry.get(function.overloadpacket):
+            kind, operations = "products", flops(*arguments, out_val=result)
+        self.count.add(name, size(arguments) + size(result), **{kind: operations})
 
 
 def traced(step: Callable[[], object]) -> Count:

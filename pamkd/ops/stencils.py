@@ -52,7 +52,7 @@ def stencils(x: Tensor, depthwise: Sequence[Tensor], dilations: Sequence[int], *
     models = rows if x.dim() == 5 else rows[None]
     weights = torch.cat([w.reshape(len(models), -1) for w in depthwise], 1) if depthwise else models.new_empty(len(models), 0)
     y = torch.ops.pamkd.stencils_forward(models, weights, [w.shape[-1] for w in depthwise], list(dilations), stride, pools)
-    return (y if x.dim() == 5 else y[:, 0]).movedim(-1, -3)
+    return (y if x.dim() == 5 else y.squeeze(1)).movedim(-1, -3)
 
 
 def _check(x: Tensor, depthwise: Sequence[Tensor], dilations: Sequence[int], stride: int, pools: bool) -> None:
