@@ -9,6 +9,7 @@ from pamkd.spaces.darts import Darts
 from pamkd.spaces.darts_minus import DartsMinus
 from pamkd.spaces.nasbench201 import NasBench201
 from pamkd.spaces.pcdarts import PcDarts
+from pamkd.spaces.pdarts import PDarts
 from pamkd.spaces.robust_darts import RobustDarts
 from pamkd.spaces.supernet import Supernet
 
@@ -18,6 +19,7 @@ SPACES: dict[str, Callable[..., Supernet]] = {
     "darts-minus": DartsMinus,
     "nasbench201": NasBench201,
     "pcdarts": PcDarts,
+    "pdarts": PDarts,
     "s1": partial(RobustDarts, space="s1"),
     "s2": partial(RobustDarts, space="s2"),
     "s3": partial(RobustDarts, space="s3"),

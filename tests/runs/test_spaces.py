@@ -18,7 +18,7 @@ from pamkd.spaces import SPACES
 from tests.runs.test_search import InterruptedAt, assert_same
 
 # What a space needs to be small: more channels for its parts, epochs for its stages, other options.
-OPTIONS = {"pcdarts": {"channels": 4}}
+OPTIONS = {"pcdarts": {"channels": 4}, "pdarts": {"epochs": 3, "space_options": ("growth=1",)}}
 
 
 def options_of(space, tiny):

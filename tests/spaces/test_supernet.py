@@ -61,7 +61,7 @@ def test_genotype(alphas, genes):
 def test_derivation_never_takes_none_and_breaks_ties_by_index():
     mix = torch.zeros(14, 8)
     mix[:, 0] = 1.0
-    assert derive_cell(mix, (PRIMITIVES,) * 14) == (("max_pool_3x3", 0), ("max_pool_3x3", 1)) * 4
+    assert derive_cell(mix.tolist(), (PRIMITIVES,) * 14) == (("max_pool_3x3", 0), ("max_pool_3x3", 1)) * 4
 
 
 @pytest.fixture
