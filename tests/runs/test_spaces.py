@@ -18,7 +18,13 @@ from pamkd.spaces import SPACES
 from tests.runs.test_search import InterruptedAt, assert_same
 
 # What a space needs to be small: more channels for its parts, epochs for its stages, other options.
-OPTIONS = {"pcdarts": {"channels": 4}, "pdarts": {"epochs": 3, "space_options": ("growth=1",)}}
+OPTIONS = {
+    "pcdarts": {"channels": 4},
+    "pdarts": {"epochs": 3, "space_options": ("growth=1",)},
+    "drnas": {"channels": 4, "space_options": ("partials=[2,1]",)},
+    "drnas-nasbench201": {"channels": 4, "cells": 1, "space_options": ("partials=[4,2]", "keep=[3]", "kl=0.01")},
+    "nasbench201": {"cells": 1},
+}
 
 
 def options_of(space, tiny):
