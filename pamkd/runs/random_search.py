@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from pamkd.data import IMAGENET_SHARES, Augment, generator, halves, load_dataset
+from pamkd.data import generator
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate import Evaluation
 from pamkd.runs.evaluate_config import EvaluateConfig
@@ -18,6 +18,7 @@ from pamkd.runs.folder import open_folder
 from pamkd.runs.logs import write_json
 from pamkd.runs.options import RunOptions
 from pamkd.runs.search import build_supernet
+from pamkd.runs.search_data import load_halves
 from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture
 
@@ -104,16 +105,10 @@ def run(config: RandomConfig) -> tuple[RandomConfig, RandomResult]:
         torch.set_num_threads(config.threads)
     out = config.out or Path("runs") / f"random-{config.space}-{config.dataset}-{config.seed}"
     config = dataclasses.replace(config, out=out)
-    dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
-    digits, imagenet = config.dataset == "digits", config.dataset == "imagenet"
-    train, valid = halves(dataset.labels, config.seed, IMAGENET_SHARES if imagenet else config.train_portion)
-    padding = config.crop_padding if config.crop_padding is not None else 0 if digits or imagenet else dataset.image_shape[1] // 8
-    flip = config.flip if config.flip is not None else not digits
-    augment = Augment(dataset.mean, dataset.std, padding=padding, flip=flip, cutout=config.cutout, resized_crop=imagenet)
-    plain = Augment(dataset.mean, dataset.std)
-    open_folder(config, {"seed": config.seed, "dataset": {"name": config.dataset, "fingerprint": dataset.fingerprint()}})
-    sizes = {"classes": len(dataset.classes), "image_channels": dataset.image_shape[0]}
-    result = random_search(config, dataset.subset(train), dataset.subset(valid), augment=augment, plain=plain, **sizes)
+    data = load_halves(config)
+    open_folder(config, {"seed": config.seed} | data.facts)
+    sizes = {"classes": len(data.train.classes), "image_channels": data.train.image_shape[0]}
+    result = random_search(config, data.train, data.valid, augment=data.augment, plain=data.plain, **sizes)
     tried = [{"genotype": genotype.to_json(), "valid_error": error} for genotype, error in result.tried]
     write_json(config.out / "genotype.json", result.genotype.to_json())
     write_json(config.out / "result.json", {"genotype": result.genotype.to_json(), "valid_error": result.valid_error, "tried": tried})

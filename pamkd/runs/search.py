@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import IMAGENET_SHARES, Augment, Batches, derived_seed, generator, halves, load_dataset, number_of_classes
+from pamkd.data import Batches, derived_seed, generator, number_of_classes
 from pamkd.methods.method import StepReport
 from pamkd.runs import checkpoint
 from pamkd.runs.collapse import judge
@@ -25,6 +25,7 @@ from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.schedule import cosine
+from pamkd.runs.search_data import load_halves
 from pamkd.runs.search_state import SearchState, finite_or_none, fixed
 from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture, architecture_from_json
@@ -245,26 +246,8 @@ def search(config: SearchConfig) -> SearchResult:
     """`pamkd search`: load the dataset, cut its training half, run, and write the run folder. The test set is not read."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
-    digits, imagenet = config.dataset == "digits", config.dataset == "imagenet"
-    train, valid = halves(dataset.labels, config.seed, IMAGENET_SHARES if imagenet else config.train_portion)
-    size = dataset.image_shape[1]
-    padding = config.crop_padding if config.crop_padding is not None else 0 if digits or imagenet else size // 8
-    flip = config.flip if config.flip is not None else not digits
-    augment = Augment(dataset.mean, dataset.std, padding=padding, flip=flip, cutout=config.cutout, resized_crop=imagenet)
-    plain = Augment(dataset.mean, dataset.std, padding=0, flip=False, cutout=0)
-    facts = {
-        "dataset": {
-            "name": config.dataset,
-            "fingerprint": dataset.fingerprint(),
-            "classes": list(dataset.classes),
-            "train": len(train),
-            "valid": len(valid),
-            "image": list(dataset.image_shape),
-        }
-    }
-    run = Search(config)
-    return run.run(dataset.subset(train), dataset.subset(valid), augment=augment, plain=plain, facts=facts)
+    data = load_halves(config)
+    return Search(config).run(data.train, data.valid, augment=data.augment, plain=data.plain, facts=data.facts)
 
 
 def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> Supernet:

@@ -30,7 +30,7 @@ def architecture_eigenvalue(learner: Learner, valid: Batch, *, steps: int = 30, 
     return largest_eigenvalue(product, start, steps)
 
 
-def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, tolerance: float = 1e-7) -> float:
+def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, tolerance: float = 1e-9) -> float:
     """Lanczos iteration with full orthogonalisation on a symmetric `product` [n] -> [n], from the vector `start` [n].
 
     Ends when the value changes by less than `tolerance` of itself, when the space is exhausted, or after `steps` products.

@@ -19,7 +19,7 @@ def test_symmetric_matrices(size):
     matrix = matrix + matrix.T
     start = torch.randn(size, generator=random, dtype=torch.float64)
     exact = torch.linalg.eigvalsh(matrix)[-1].item()
-    assert largest_eigenvalue(lambda v: matrix @ v, start, size) == pytest.approx(exact, rel=1e-9)
+    assert largest_eigenvalue(lambda v: matrix @ v, start, size) == pytest.approx(exact, rel=1e-7)
 
 
 def test_negative_and_zero():
