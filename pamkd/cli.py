@@ -1,4 +1,4 @@
-"""The command line: `pamkd search | evaluate | report | reproduce | export | doctor`."""
+"""The command line: `pamkd search | evaluate | random | lookup | report | reproduce | export | doctor`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ Command = Callable[[list[str]], int]
 
 
 def _search(argv: list[str]) -> int:
-    from pamkd.runs.config import PRESETS, SearchConfig
+    from pamkd.runs.config import SearchConfig
     from pamkd.runs.options import parse
     from pamkd.runs.search import default_out, search
+    from pamkd.runs.search_presets import PRESETS
 
     config = default_out(parse(SearchConfig, argv, PRESETS, "pamkd search"))
     result = search(config)
@@ -26,10 +27,32 @@ def _search(argv: list[str]) -> int:
 
 def _evaluate(argv: list[str]) -> int:
     from pamkd.runs.evaluate import evaluate
-    from pamkd.runs.evaluate_config import PRESETS, EvaluateConfig, arguments
+    from pamkd.runs.evaluate_config import EvaluateConfig
+    from pamkd.runs.evaluate_presets import PRESETS, arguments
     from pamkd.runs.options import parse
 
     evaluate(parse(EvaluateConfig, arguments(argv), PRESETS, "pamkd evaluate"))
+    return 0
+
+
+def _random(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.runs.random_search import RandomConfig, run
+
+    config, result = run(tyro.cli(RandomConfig, args=argv, prog="pamkd random"))
+    print(f"best of {len(result.tried)}: validation error {100 * result.valid_error:.2f} %")
+    print(result.genotype.describe())
+    print(f"run folder: {config.out}  (next: pamkd evaluate --run {config.out})")
+    return 0
+
+
+def _lookup(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.runs.lookup import LookupConfig, lookup
+
+    print(lookup(tyro.cli(LookupConfig, args=argv, prog="pamkd lookup")))
     return 0
 
 
@@ -73,6 +96,8 @@ def _doctor(argv: list[str]) -> int:
 COMMANDS: dict[str, tuple[Command, str]] = {
     "search": (_search, "search an architecture with mutually teaching learners"),
     "evaluate": (_evaluate, "train a found or published architecture from scratch and test it"),
+    "random": (_random, "draw architectures at random and keep the best: the honest baseline"),
+    "lookup": (_lookup, "what a table knows of a NAS-Bench-201 cell"),
     "report": (_report, "write one HTML page about a run"),
     "reproduce": (_reproduce, "run what stands behind a table or figure of the paper"),
     "export": (_export, "write weights, genotype and ONNX of an evaluated network"),

@@ -23,11 +23,9 @@ def cells(run: Run) -> Markup:
         return el("p", "No genotype yet: the first is derived at the end of the first epoch.", class_="none")
     whose = f"The genotype of learner {best}" if best is not None else "The genotype"
     state = "retained by the search" if run.genotype is not None else "which is the best so far"
-    intro = (
-        ""
-        if not isinstance(genotype, Genotype)
-        else "Edges have the colour of the state that they carry; in the reduction cell, operations on c[k−2] and c[k−1] have stride 2."
-    )
+    intro = ""
+    if isinstance(genotype, Genotype):
+        intro = "Edges have the colour of the state that they carry; in the reduction cell, operations on c[k−2] and c[k−1] have stride 2."
     parts = [el("p", f"{whose}, {state}. {intro}"), cell_pair(genotype)]
     row = run.epochs[-1] if run.epochs else {}
     for k in range(run.learners):

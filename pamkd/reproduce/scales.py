@@ -9,9 +9,10 @@ from typing import Any
 
 from pamkd.methods import METHODS
 from pamkd.reproduce.paper import LAMBDA, Row
-from pamkd.runs import evaluate_config
-from pamkd.runs.config import PRESETS, SearchConfig
+from pamkd.runs import evaluate_presets
+from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate_config import EvaluateConfig
+from pamkd.runs.search_presets import PRESETS
 from pamkd.spaces import SPACES
 
 
@@ -53,7 +54,9 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | N
     options |= row.options
     if scale.dataset is not None:
         options |= {"dataset": scale.dataset}
-        return SearchConfig(**scale.search | options)
+        stages = getattr(SPACES[row.space], "stages", 1)  # each takes the same number of epochs
+        epochs = -(-scale.search["epochs"] // stages) * stages
+        return SearchConfig(**scale.search | {"epochs": epochs} | options)
     dataset = options.setdefault("dataset", column)
     if row.method == "pamkd" and (row.space, dataset) in LAMBDA:
         options.setdefault("distill_weight", LAMBDA[row.space, dataset])
@@ -64,6 +67,6 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | N
 
 
 def evaluation_config(scale: Scale, column: str, seed: int, data: Path | None, threads: int) -> EvaluateConfig:
-    preset = evaluate_config.PRESETS[evaluate_config.PRESET_OF[column]]
+    preset = evaluate_presets.PRESETS[evaluate_presets.preset_of("darts", column)]
     options = {"seeds": (seed,), "threads": threads, "dataset": column}
     return dataclasses.replace(preset, **scale.evaluation | options | ({"data": data} if data is not None else {}))

@@ -1,9 +1,8 @@
-"""The options of a search and their presets."""
+"""The options of a search."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -67,8 +66,12 @@ class SearchConfig(RunOptions):
     """Learning rate of V and W at the start; falls to `lr_min` along a cosine."""
     lr_min: float = 0.001
     """Learning rate at the end."""
+    lr_warmup_epochs: int = 0
+    """First epochs in which the learning rate rises along a line."""
     momentum: float = 0.9
     """Of the SGD for V and W."""
+    nesterov: bool = False
+    """Nesterov's momentum in the SGD for V and W."""
     weight_decay: float = 3e-4
     """Of V and W."""
     clip: float = 5.0
@@ -79,6 +82,10 @@ class SearchConfig(RunOptions):
     """Of the architectures."""
     arch_clip: float = 0.0
     """Largest gradient norm of one learner's architecture; 0: no clipping."""
+    eigenvalue_every: int = 0
+    """Epochs between two measurements of the dominant eigenvalue of the architectures' Hessian; 0: none."""
+    stop_on_collapse: bool = False
+    """End the search where it collapses (too many skip connections, a rising eigenvalue) and keep the last good genotype."""
     train_portion: float = 0.5
     """Share of the training set that trains weights; the rest validates and trains architectures. (imagenet: 10 % and 2.5 %.)"""
     seed: int = 0
@@ -98,6 +105,8 @@ class SearchConfig(RunOptions):
         need(self.warmup_w_epochs >= 0, "warmup_w_epochs", "0 or more")
         need(self.warmup_v_epochs + self.warmup_w_epochs < self.epochs, "epochs", "more epochs than both warm-ups take together")
         need(all("=" in word for word in self.space_options), "space_options", "words such as partial=2")
+        need(self.eigenvalue_every >= 0, "eigenvalue_every", "0 (none) or more")
+        need(0 <= self.lr_warmup_epochs < self.epochs, "lr_warmup_epochs", "0 or more and below the number of epochs")
         need(self.arch_clip >= 0, "arch_clip", "0 (no clipping) or more")
         need(self.batch_size >= 1, "batch_size", "1 or more")
         need(self.fd_step > 0, "fd_step", "a positive number")
@@ -134,13 +143,3 @@ class SearchConfig(RunOptions):
         if epoch < self.warmup_v_epochs:
             return "warmup-v"
         return "warmup-w" if epoch < self.warmup_v_epochs + self.warmup_w_epochs else "search"
-
-
-PRESETS: dict[str, SearchConfig] = {
-    # Paper, Sec. 4.2, over the settings of DARTS: lambda 0.5, R = 5, epsilon 0.01, 50 epochs, halves of 25,000.
-    "darts-cifar10": SearchConfig(dataset="cifar10", data=Path("data"), crop_padding=4),
-    "darts-cifar100": SearchConfig(dataset="cifar100", data=Path("data"), crop_padding=4),
-    "darts1st-cifar10": SearchConfig(dataset="cifar10", data=Path("data"), crop_padding=4, order="first"),
-    "darts1st-cifar100": SearchConfig(dataset="cifar100", data=Path("data"), crop_padding=4, order="first"),
-    "demo": SearchConfig(epochs=10, channels=4, cells=3, batch_size=64, arch_lr=6e-3, lr=0.05),
-}

@@ -78,7 +78,7 @@ class Evaluation:
         images, _ = next(iter(self._test_batches(test, classes, plain, config.seeds[0]).epoch(0)))
         image = list(images.shape[1:])
         options = {"channels": config.channels, "cells": config.cells, "classes": classes, "image_channels": image[0]}
-        options |= {"stem": config.stem, "auxiliary": config.auxiliary > 0}
+        options |= {"stem": config.stem, "auxiliary": config.auxiliary > 0, "auxiliary_norm": config.auxiliary_norm}
         state = _State(config, genotype, options)
         size = {"parameters": state.network.num_parameters, "multiply_adds": multiply_adds(state.network, tuple(image[1:]))}
         described = facts | {"image": image}
@@ -175,7 +175,7 @@ class _State:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "evaluation network"))
             self.network = network_of(self.genotype, **self.options).to(config.device)
-        rule = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+        rule = {"momentum": config.momentum, "weight_decay": config.weight_decay, "nesterov": config.nesterov}
         self.optimizer = torch.optim.SGD(self.network.parameters(), config.lr, **rule, fused=config.device.startswith(("cpu", "cuda")))
         self.epoch = 0
         self._clear()

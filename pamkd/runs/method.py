@@ -41,7 +41,7 @@ def method_of(config: Any) -> Method:
         transfer = TRANSFERS[config.transfer or "grs"]
         options["transfer"] = transfer(**_of(transfer, given))
     return kind(
-        sgd=SGD(config.momentum, config.weight_decay, config.clip),
+        sgd=SGD(config.momentum, config.weight_decay, config.clip, config.nesterov),
         fd_step=config.fd_step,
         order=config.order,
         exact=config.hypergradient == "exact",

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import IMAGENET_SHARES, Augment, Batches, derived_seed, generator, halves, load_dataset, number_of_classes
+from pamkd.data import Batches, derived_seed, generator, number_of_classes
 from pamkd.methods.method import StepReport
 from pamkd.runs import checkpoint
+from pamkd.runs.collapse import judge
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
@@ -24,10 +25,12 @@ from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.schedule import cosine
+from pamkd.runs.search_data import load_halves
 from pamkd.runs.search_state import SearchState, finite_or_none, fixed
 from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
+from pamkd.trilevel.curvature import architecture_eigenvalue
 from pamkd.trilevel.passes import Batch, Diverged
 from pamkd.trilevel.step import Learner
 
@@ -127,7 +130,7 @@ class Search:
         total = config.epochs * steps
         with Progress(total, done=state.epoch * steps + state.step) as progress, interruptible(config.seconds) as stop:
             valid_stream = valid.forever(state.epoch * steps + state.step)
-            while state.epoch < config.epochs:
+            while state.epoch < config.epochs and not _stopped(metrics.rows):
                 epoch, phase = state.epoch, config.phase(state.epoch % state.stage_epochs)
                 lr = self._learning_rate(state)
                 method.begin_epoch(epoch, config.epochs)
@@ -156,9 +159,14 @@ class Search:
                             + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept")
                         )
                 row = self._epoch_row(state, check, phase, lr)
+                collapse = judge([*epoch_rows(metrics.rows), row]) if phase == "search" else None
+                if collapse is not None:
+                    row |= {"collapse": collapse.reason, "good_epoch": collapse.good_epoch, "stopped": config.stop_on_collapse}
                 metrics.write(row)
                 _tensorboard(metrics, row)
                 progress.line(_summary(row, config.epochs))
+                if collapse is not None:
+                    progress.line(f"collapse: {collapse.reason}; the last good epoch was {collapse.good_epoch + 1}")
                 watch.lap()
                 state.next_epoch()
                 self._save(state)
@@ -177,6 +185,12 @@ class Search:
         genotypes = [learner.network.genotype(learner.alphas) for learner in state.learners]
         mixtures = [learner.network.mixtures(learner.alphas.detach()) for learner in state.learners]
         cell_types = list(enumerate(networks[0].cell_types))
+        every = self.config.eigenvalue_every
+        eigenvalues = None
+        if every and phase == "search" and (state.epoch % every == 0 or state.epoch == self.config.epochs - 1):
+            batch = Batch(*next(iter(check.epoch(0))))
+            decay = self.config.arch_weight_decay  # which Adam adds to the loss
+            eigenvalues = [architecture_eigenvalue(learner, batch) + decay for learner in state.learners]
         return {
             "kind": "epoch",
             "epoch": state.epoch,
@@ -190,6 +204,7 @@ class Search:
             "genotypes": [genotype.to_json() for genotype in genotypes],
             "skips": [genotype.skips for genotype in genotypes],
             "entropy": [entropy(mixes) for mixes in mixtures],
+            "eigenvalues": eigenvalues,
             "mixtures": {name: [mixes[i].tolist() for mixes in mixtures] for i, name in cell_types},
             "operations": {name: [network.candidates(bool(i)) for network in networks] for i, name in cell_types},
             "lr": lr,
@@ -199,12 +214,16 @@ class Search:
 
     def _learning_rate(self, state: SearchState) -> float:
         config = self.config
+        if state.epoch < config.lr_warmup_epochs:
+            return config.lr * (state.epoch + 1) / config.lr_warmup_epochs
         if state.learners[0].network.restarts:
             return cosine(config.lr, config.lr_min, state.epoch % state.stage_epochs, state.stage_epochs)
         return cosine(config.lr, config.lr_min, state.epoch, config.epochs)
 
     def _finish(self, state: SearchState, metrics: Metrics, folder: Path | None) -> SearchResult:
-        last = next(row for row in reversed(metrics.rows) if row["kind"] == "epoch")
+        rows = epoch_rows(metrics.rows)
+        kept = rows[-1]["good_epoch"] if _stopped(rows) else rows[-1]["epoch"]
+        last = next(row for row in rows if row["epoch"] == kept)
         genotypes = [architecture_from_json(data) for data in last["genotypes"]]
         best = state.method.retained(last["valid_loss"])
         result = SearchResult(genotypes[best], best, last["valid_loss"], last["valid_accuracy"], genotypes, state.learners, metrics.rows)
@@ -227,26 +246,8 @@ def search(config: SearchConfig) -> SearchResult:
     """`pamkd search`: load the dataset, cut its training half, run, and write the run folder. The test set is not read."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
-    digits, imagenet = config.dataset == "digits", config.dataset == "imagenet"
-    train, valid = halves(dataset.labels, config.seed, IMAGENET_SHARES if imagenet else config.train_portion)
-    size = dataset.image_shape[1]
-    padding = config.crop_padding if config.crop_padding is not None else 0 if digits or imagenet else size // 8
-    flip = config.flip if config.flip is not None else not digits
-    augment = Augment(dataset.mean, dataset.std, padding=padding, flip=flip, cutout=config.cutout, resized_crop=imagenet)
-    plain = Augment(dataset.mean, dataset.std, padding=0, flip=False, cutout=0)
-    facts = {
-        "dataset": {
-            "name": config.dataset,
-            "fingerprint": dataset.fingerprint(),
-            "classes": list(dataset.classes),
-            "train": len(train),
-            "valid": len(valid),
-            "image": list(dataset.image_shape),
-        }
-    }
-    run = Search(config)
-    return run.run(dataset.subset(train), dataset.subset(valid), augment=augment, plain=plain, facts=facts)
+    data = load_halves(config)
+    return Search(config).run(data.train, data.valid, augment=data.augment, plain=data.plain, facts=data.facts)
 
 
 def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> Supernet:
@@ -290,6 +291,15 @@ def _check_same(config: SearchConfig, folder: Path) -> None:
     for name, value in fixed(config).items():
         if saved.get(name) != value:
             raise ValueError(f"--resume: the run in {folder} has {name} {saved.get(name)!r}, not {value!r}; resume with the same options")
+
+
+def epoch_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["kind"] == "epoch"]
+
+
+def _stopped(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the search ended at a collapse."""
+    return any(row.get("stopped") for row in rows)
 
 
 def _step_row(report: StepReport, epoch: int, step: int, number: int) -> dict[str, Any]:

@@ -7,8 +7,11 @@ from functools import partial
 
 from pamkd.spaces.darts import Darts
 from pamkd.spaces.darts_minus import DartsMinus
+from pamkd.spaces.drnas import DrNas, DrNasTopology
 from pamkd.spaces.nasbench201 import NasBench201
 from pamkd.spaces.pcdarts import PcDarts
+from pamkd.spaces.pdarts import PDarts
+from pamkd.spaces.prdarts import PrDarts
 from pamkd.spaces.robust_darts import RobustDarts
 from pamkd.spaces.supernet import Supernet
 
@@ -16,8 +19,12 @@ from pamkd.spaces.supernet import Supernet
 SPACES: dict[str, Callable[..., Supernet]] = {
     "darts": Darts,
     "darts-minus": DartsMinus,
+    "drnas": DrNas,
+    "drnas-nasbench201": DrNasTopology,
     "nasbench201": NasBench201,
     "pcdarts": PcDarts,
+    "pdarts": PDarts,
+    "prdarts": PrDarts,
     "s1": partial(RobustDarts, space="s1"),
     "s2": partial(RobustDarts, space="s2"),
     "s3": partial(RobustDarts, space="s3"),

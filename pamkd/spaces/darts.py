@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -39,20 +40,24 @@ class Darts(Supernet):
         return normal, reduce
 
     def genotype(self, alphas: Tensor) -> Genotype:
-        normal, reduce = (derive_cell(mix, self.candidates(bool(i))) for i, mix in enumerate(self.mixtures(alphas.detach())))
+        normal, reduce = (derive_cell(mix.tolist(), self.candidates(bool(i))) for i, mix in enumerate(self.mixtures(alphas.detach())))
         return Genotype(normal, STATES, reduce, STATES)
 
 
-def derive_cell(mix: Tensor, candidates: Candidates) -> tuple[Gene, ...]:
+def derive_cell(mix: Sequence[Sequence[float]], candidates: Candidates, by_state: bool = False) -> tuple[Gene, ...]:
     """Two incoming edges per node: those with the largest weight of an operation other than `none`, and that operation.
 
-    mix [edges, operations]. Genes of a node stand in the order of decreasing weight; ties go to the lower index.
+    mix [edges, operations]. Genes of a node stand in the order of decreasing weight, or with `by_state` of the states that
+    they read; among equal weights the lower index wins.
     """
-    best = [_strongest(row, names) for row, names in zip(mix.tolist(), candidates, strict=True)]
+    best = [
+        max(((weight, name) for weight, name in zip(row, names, strict=True) if name != "none"), key=lambda pair: pair[0])
+        for row, names in zip(mix, candidates, strict=True)
+    ]
     genes: list[Gene] = []
-    for states in incoming_edges():
-        kept = sorted(range(len(states)), key=lambda state, states=states: -best[states[state]][0])[:2]
-        genes += [(best[states[state]][1], state) for state in kept]
+    for edges in incoming_edges():
+        kept = sorted(range(len(edges)), key=lambda state, edges=edges: -best[edges[state]][0])[:2]
+        genes += [(best[edges[state]][1], state) for state in (sorted(kept) if by_state else kept)]
     return tuple(genes)
 
 
@@ -60,7 +65,3 @@ def incoming_edges() -> list[range]:
     """The edges that enter each node, in the order of the states that they leave."""
     starts = [sum(INPUTS + node for node in range(count)) for count in range(NODES + 1)]
     return [range(start, end) for start, end in pairwise(starts)]
-
-
-def _strongest(weights: list[float], operations: tuple[str, ...]) -> tuple[float, str]:
-    return max(((w, name) for w, name in zip(weights, operations, strict=False) if name != "none"), key=lambda pair: pair[0])

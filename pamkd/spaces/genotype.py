@@ -48,6 +48,11 @@ class Genotype(NamedTuple):
         """Skip connections in both cells: the count that grows when a search collapses."""
         return sum(op == "skip_connect" for op, _ in self.normal + self.reduce)
 
+    @property
+    def skip_share(self) -> float:
+        """Skip connections among all operations of both cells."""
+        return self.skips / len(self.normal + self.reduce)
+
     def describe(self) -> str:
         """Two lines for people: operation:input state, node by node."""
         cells = (("normal", self.normal), ("reduce", self.reduce))

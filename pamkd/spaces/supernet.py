@@ -69,7 +69,7 @@ class Supernet(ABC):
     (Zela et al. 2020); it grows linearly from 0.
     """
 
-    stages: ClassVar[int] = 1  # of equal numbers of epochs; `next_stage` leads from one to the next
+    stages: int = 1  # of equal numbers of epochs; `next_stage` leads from one to the next
     restarts: ClassVar[bool] = False  # each stage has its own learning rates, from the start again
     cell_types: ClassVar[tuple[str, ...]] = ("normal", "reduce")
     min_cells = 3
@@ -104,9 +104,13 @@ class Supernet(ABC):
         self.channels, self.num_cells, self.classes, self.image_channels = channels, cells, classes, image_channels
         self.stem, self.drop_path = stem, drop_path
         self.moment = Moment()
+        self.lay_out()
+        self._mixed_cell, self._disturbed_cell = mixed_cell, disturbed_cell
+
+    def lay_out(self) -> None:
+        """Describe the cells and their weights, as the attributes say."""
         self.cells = list(self._cells())
         self.layout = Layout(self._shapes())
-        self._mixed_cell, self._disturbed_cell = mixed_cell, disturbed_cell
 
     @abstractmethod
     def candidates(self, reduction: bool) -> Candidates:
@@ -168,6 +172,11 @@ class Supernet(ABC):
     def random(self, *names: str | int) -> torch.Generator:
         """A generator for one draw of this step: every pass of the step gets the same numbers."""
         return generator(self.moment.seed, *names)
+
+    @property
+    def depth(self) -> int:
+        """Cells of the network."""
+        return self.num_cells
 
     @property
     def num_weights(self) -> int:
@@ -242,10 +251,10 @@ class Supernet(ABC):
         return self._disturbed_cell(left, right, weights, mix, spec, disturbance)
 
     def _cells(self):
-        reductions = (self.num_cells // 3, 2 * self.num_cells // 3)
+        reductions = (self.depth // 3, 2 * self.depth // 3)
         c, reduce_s0 = self.channels, self.stem == "imagenet"
         c_s0 = c_s1 = self.stem_multiplier * self.channels
-        for i in range(self.num_cells):
+        for i in range(self.depth):
             reduction = i in reductions
             c *= 2 if reduction else 1
             spec = CellSpec(c, self.computed(reduction), reduction, partial=self.partial, pool_norm=self.pool_norm)

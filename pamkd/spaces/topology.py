@@ -49,6 +49,10 @@ class Topology(NamedTuple):
     def skips(self) -> int:
         return self.operations.count("skip_connect")
 
+    @property
+    def skip_share(self) -> float:
+        return self.skips / len(self.operations)
+
     def describe(self) -> str:
         return f"cell: {self}"
 

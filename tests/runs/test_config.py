@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import yaml
 
-from pamkd.runs.config import PRESETS, SearchConfig
+from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import OptionError
 from pamkd.runs.method import method_of
 from pamkd.runs.options import parse, read_config, save_config
+from pamkd.runs.search_presets import PRESETS
 
 
 def parsed(*words: str) -> SearchConfig:

@@ -16,7 +16,8 @@ from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
 from pamkd.runs.evaluate import Evaluation, evaluate
-from pamkd.runs.evaluate_config import PRESETS, EvaluateConfig, arguments, find_genotype
+from pamkd.runs.evaluate_config import EvaluateConfig, find_genotype
+from pamkd.runs.evaluate_presets import PRESETS, arguments
 from pamkd.runs.export import load_network
 from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.options import parse, save_config

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,13 @@ from pamkd.spaces import SPACES
 from tests.runs.test_search import InterruptedAt, assert_same
 
 # What a space needs to be small: more channels for its parts, epochs for its stages, other options.
-OPTIONS = {"pcdarts": {"channels": 4}}
+OPTIONS = {
+    "pcdarts": {"channels": 4},
+    "pdarts": {"epochs": 3, "space_options": ("growth=1",)},
+    "drnas": {"channels": 4, "space_options": ("partials=[2,1]",)},
+    "drnas-nasbench201": {"channels": 4, "cells": 1, "space_options": ("partials=[4,2]", "keep=[3]", "kl=0.01")},
+    "nasbench201": {"cells": 1},
+}
 
 
 def options_of(space, tiny):
@@ -70,3 +78,19 @@ def test_what_it_finds_trains_by_itself(space, options, pictures, tiny, tmp_path
     assert "Entropy of the architecture weights" in text and found.describe().splitlines()[0][:20] in text
     network, _ = load_network(tmp_path / "run" / "evaluation" / weights_name(0))
     assert network.genotype == found
+
+
+def test_a_space_of_ones_own(pictures, tiny):
+    """The example of docs/spaces.md, as it stands there."""
+    text = (Path(__file__).parents[2] / "docs" / "spaces.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    before = dict(SPACES)
+    try:
+        exec(code, {"__name__": "example"})
+        (name,) = set(SPACES) - set(before)
+        result = Search(**tiny | {"space": name}).run(*pictures)
+        assert {op for op, _ in result.genotype.normal} <= {"skip_connect", "sep_conv_3x3", "dil_conv_3x3"}
+        assert result.learners[0].alphas.shape == (2, 14, 4)
+    finally:
+        for name in set(SPACES) - set(before):
+            del SPACES[name]

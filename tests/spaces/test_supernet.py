@@ -12,6 +12,7 @@ from pamkd.methods.pamkd import Pamkd
 from pamkd.spaces import SPACES
 from pamkd.spaces.darts import PRIMITIVES, Darts, derive_cell
 from pamkd.spaces.published import load_published, published_state_dict
+from pamkd.trilevel.curvature import architecture_eigenvalue
 from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Learner
@@ -61,7 +62,7 @@ def test_genotype(alphas, genes):
 def test_derivation_never_takes_none_and_breaks_ties_by_index():
     mix = torch.zeros(14, 8)
     mix[:, 0] = 1.0
-    assert derive_cell(mix, (PRIMITIVES,) * 14) == (("max_pool_3x3", 0), ("max_pool_3x3", 1)) * 4
+    assert derive_cell(mix.tolist(), (PRIMITIVES,) * 14) == (("max_pool_3x3", 0), ("max_pool_3x3", 1)) * 4
 
 
 @pytest.fixture
@@ -90,6 +91,11 @@ def test_exact_second_order_darts(second_order):
     _, (grad,) = method.step([learner], train, valid, lr=0.025, phase="search", seed=0)
     assert [cell.norm().item() for cell in grad] == pytest.approx([0.2299834778, 0.1954487842], abs=1e-8)
     assert grad[0, 0, :4].tolist() == pytest.approx([-0.0099154205, -0.0154126622, -0.0088300417, -0.0362981955], abs=1e-8)
+
+
+def test_dominant_eigenvalue(second_order):
+    learner, _, valid = second_order
+    assert architecture_eigenvalue(learner, valid, steps=40) == pytest.approx(0.1946223135, rel=1e-5)
 
 
 def test_published_names_round_trip():

@@ -1,0 +1,44 @@
+"""The data of a search: a training set cut in two, augmented as its dataset needs. The test set is not read."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from pamkd.data import IMAGENET_SHARES, Augment, ImageDataset, halves, load_dataset
+
+
+class SearchData(NamedTuple):
+    train: ImageDataset  # trains weights
+    valid: ImageDataset  # validates, and trains architectures
+    augment: Augment
+    plain: Augment
+    facts: dict[str, Any]  # for the manifest
+
+
+class DataOptions(Protocol):
+    """`RunOptions` with `seed` and `train_portion`."""
+
+    seed: int
+    train_portion: float
+
+
+def load_halves(config: DataOptions) -> SearchData:
+    dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
+    digits, imagenet = config.dataset == "digits", config.dataset == "imagenet"
+    train, valid = halves(dataset.labels, config.seed, IMAGENET_SHARES if imagenet else config.train_portion)
+    size = dataset.image_shape[1]
+    padding = config.crop_padding if config.crop_padding is not None else 0 if digits or imagenet else size // 8
+    flip = config.flip if config.flip is not None else not digits
+    augment = Augment(dataset.mean, dataset.std, padding=padding, flip=flip, cutout=config.cutout, resized_crop=imagenet)
+    plain = Augment(dataset.mean, dataset.std, padding=0, flip=False, cutout=0)
+    facts = {
+        "dataset": {
+            "name": config.dataset,
+            "fingerprint": dataset.fingerprint(),
+            "classes": list(dataset.classes),
+            "train": len(train),
+            "valid": len(valid),
+            "image": list(dataset.image_shape),
+        }
+    }
+    return SearchData(dataset.subset(train), dataset.subset(valid), augment, plain, facts)
