@@ -34,7 +34,8 @@ def reproducible():
 class SmoothNetwork:
     """Smooth, so that finite differences can be trusted: h = a_0 tanh(x W_1) + a_1 sin(2 x W_1), logits h W_2; a = softmax(alphas)."""
 
-    embedding_size = HIDDEN
+    embedding_size = stem_width = HIDDEN
+    stem_size, encoder_size = 2 * HIDDEN, INPUTS * HIDDEN
     num_weights = INPUTS * HIDDEN + HIDDEN * CLASSES
 
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
@@ -43,6 +44,12 @@ class SmoothNetwork:
         hidden = images.flatten(1) @ first.view(INPUTS, HIDDEN)
         hidden = mix[0] * torch.tanh(hidden) + mix[1] * torch.sin(2 * hidden)
         return Output(hidden @ second.view(HIDDEN, CLASSES), hidden)
+
+    def feature_map(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Tensor:
+        return self.forward(weights, alphas, images).embedding[..., None, None]
+
+    def stem_features(self, weights: Tensor, images: Tensor) -> Tensor:
+        return torch.tanh(images[:, :2] @ weights[: self.stem_size].view(2, HIDDEN))
 
     def twice_differentiable(self) -> SmoothNetwork:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -64,6 +64,10 @@ class Method:
 
     def measure(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         """Called at the start of each epoch; `valid()` yields the whole validation set, once."""
+
+    def summary(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> dict[str, Any]:
+        """What the method says of the learners when the search is over, as JSON."""
+        return {}
 
     def retained(self, valid_loss: Sequence[float]) -> int:
         """The learner whose architecture is kept: the one with the lowest validation loss (Sec. 4.2)."""

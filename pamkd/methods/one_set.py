@@ -48,7 +48,7 @@ class OneSet(Method):
         """What the architectures minimise: the sum of the learners' cross-entropies."""
         return cross_entropies(outputs.logits, batch.labels).sum()
 
-    def added_gradients(self, learners: Sequence[Learner], train: Batch, seed: int) -> list[Tensor] | None:
+    def added_gradients(self, learners: Sequence[Learner], train: Batch, *, lr: float, seed: int) -> list[Tensor] | None:
         """Gradients by W of losses that do not depend on the architectures."""
 
     def finish_step(self, learners: Sequence[Learner], train: Batch) -> None:
@@ -62,7 +62,7 @@ class OneSet(Method):
     ) -> tuple[StepReport, list[Tensor] | None]:
         parts, nothing = self.parts, [float("nan")] * len(learners)
         second_order = phase == "search" and self.order == "second"
-        added = self.added_gradients(learners, train, seed)
+        added = self.added_gradients(learners, train, lr=lr, seed=seed)
         exact = None
         if second_order and self.exact:
             exact = exact_bilevel_hypergradient(self, learners, train, valid, lr=lr, seed=seed, sgd=self.sgd, added=added)

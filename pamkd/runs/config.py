@@ -52,6 +52,24 @@ class SearchConfig(RunOptions):
     """Softens predictions that are taught; default: the method's own."""
     kdcl_rule: Rule | None = None
     """How the learners of kdcl and 2nd-kdcl form their teacher; default: minlogit."""
+    okddip_leader: bool | None = None
+    """Whether the last learner of okddip is a leader, which learns from the others and is retained; default: yes (3 learners or more)."""
+    ramp_epochs: int | None = None
+    """Epochs over which okddip and one turn distillation up; default: 80 / 300 of all."""
+    adversarial_lr: float | None = None
+    """Learning rate of afd's discriminators and of what they teach the encoders; default: 2e-5."""
+    adversarial_decay: float | None = None
+    """Weight decay of the same; default: 0.1."""
+    cream_start: int | None = None
+    """Epoch from which paths of cream teach; default: a sixth of all."""
+    board_size: int | None = None
+    """Paths on cream's board; default: 10."""
+    board_images: int | None = None
+    """Images that cream keeps with each of them; default: 4."""
+    meta_every: int | None = None
+    """Steps between two updates of cream's meta network; default: 60."""
+    meta_lr: float | None = None
+    """Learning rate of cream's meta network; default: 1e-4."""
     transfer: str | None = None
     """What a better learner of pamkd teaches; default: grs."""
     epsilon: float | None = None
@@ -126,6 +144,17 @@ class SearchConfig(RunOptions):
         fewest, most = kind.learners
         need(fewest <= self.learners <= most, "learners", f"{fewest if fewest == most else f'{fewest} or more'} for method {self.method}")
         need(kind.two_sets or self.warmup_v_epochs == 0, "warmup_v_epochs", f"0: method {self.method} has no weights V")
+        alone = self.method == "okddip" and self.okddip_leader is not False and self.learners < 3
+        need(not alone, "learners", "3 or more for okddip with a leader, whose peer would be its own teacher (or --okddip-leader False)")
+        for option in ("board_size", "board_images", "meta_every"):
+            need(getattr(self, option) is None or getattr(self, option) >= 1, option, "1 or more")
+        images = 4 if self.board_images is None else self.board_images
+        need(self.method != "cream" or 2 * images <= self.batch_size, "batch_size", f"at least 2 * board_images = {2 * images}")
+        need((self.cream_start or 0) >= 0, "cream_start", "0 or more")
+        need((self.meta_lr or 0) >= 0, "meta_lr", "0 or more")
+        need((self.ramp_epochs or 0) >= 0, "ramp_epochs", "0 or more")
+        need((self.adversarial_lr or 0) >= 0, "adversarial_lr", "0 or more")
+        need((self.adversarial_decay or 0) >= 0, "adversarial_decay", "0 or more")
         need((self.distill_weight or 0) >= 0, "distill_weight", "0 or more (lambda)")
         need(self.temperature is None or self.temperature > 0, "temperature", "a positive number")
         need((self.epsilon or 0) >= 0, "epsilon", "0 or more")

@@ -96,7 +96,7 @@ class Search:
             self._search(state, train_batches, valid_batches, check_batches, metrics)
         finally:
             metrics.close()
-        return self._finish(state, metrics, folder)
+        return self._finish(state, check_batches, metrics, folder)
 
     def _batches(self, dataset: Dataset, stream: str, classes: int, augment: Callable | None) -> Batches:
         config = self.config
@@ -220,7 +220,7 @@ class Search:
             return cosine(config.lr, config.lr_min, state.epoch % state.stage_epochs, state.stage_epochs)
         return cosine(config.lr, config.lr_min, state.epoch, config.epochs)
 
-    def _finish(self, state: SearchState, metrics: Metrics, folder: Path | None) -> SearchResult:
+    def _finish(self, state: SearchState, check: Batches, metrics: Metrics, folder: Path | None) -> SearchResult:
         rows = epoch_rows(metrics.rows)
         kept = rows[-1]["good_epoch"] if _stopped(rows) else rows[-1]["epoch"]
         last = next(row for row in rows if row["epoch"] == kept)
@@ -230,6 +230,7 @@ class Search:
         if folder is not None:
             write_json(folder / "genotype.json", result.genotype.to_json())
             found = {"learner": best, "valid_loss": result.valid_loss, "valid_accuracy": result.valid_accuracy}
+            found |= state.method.summary(state.learners, lambda: check.epoch(0))
             write_json(folder / "result.json", found | {"genotype": result.genotype.to_json(), "epochs": state.epoch})
         return result
 

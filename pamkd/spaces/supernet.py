@@ -184,6 +184,21 @@ class Supernet(ABC):
         return self.layout.size
 
     @property
+    def stem_width(self) -> int:
+        """Channels that leave the stem."""
+        return self.stem_multiplier * self.channels
+
+    @property
+    def stem_size(self) -> int:
+        """So many leading weights are the stem's."""
+        return next(entry.offset for entry in self.layout.entries if entry.name.startswith("cells."))
+
+    @property
+    def encoder_size(self) -> int:
+        """So many leading weights are not the classifier's."""
+        return next(entry.offset for entry in self.layout.entries if entry.name == "classifier.weight")
+
+    @property
     def embedding_size(self) -> int:
         return self.cells[-1].spec.out_channels
 
@@ -212,6 +227,12 @@ class Supernet(ABC):
 
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
         """weights [num_weights], images [n, image_channels, h, w] with h, w >= 8 -> logits [n, classes], embedding [n, d]."""
+        embedding = self.feature_map(weights, alphas, images).mean((2, 3))
+        views = self.layout.views(weights)
+        return Output(F.linear(embedding, views["classifier.weight"], views["classifier.bias"]), embedding)
+
+    def feature_map(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Tensor:
+        """What is pooled to the embedding: [n, d, h', w']."""
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
@@ -219,8 +240,11 @@ class Supernet(ABC):
         last = self._states(views, self.sample(alphas), images.contiguous(memory_format=torch.channels_last))
         if self.affine_tail:
             last = F.relu(affine_norm(last, views, "lastact.0"))
-        embedding = last.mean((2, 3))
-        return Output(F.linear(embedding, views["classifier.weight"], views["classifier.bias"]), embedding)
+        return last
+
+    def stem_features(self, weights: Tensor, images: Tensor) -> Tensor:
+        """What the stem makes of the images, pooled: [n, stem_multiplier * channels]."""
+        return self._stem(self.layout.views(weights), images.contiguous(memory_format=torch.channels_last))[1].mean((2, 3))
 
     def _states(self, views: dict[str, Tensor], mixtures: tuple[Tensor, ...], images: Tensor) -> Tensor:
         """The output of the last cell."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pamkd.spaces.layout import Layout
-from pamkd.spaces.supernet import Output
+from pamkd.spaces.supernet import Output, Supernet
 from pamkd.transfer.instances import Instances
 
 
@@ -22,11 +21,11 @@ class EncoderWeights(Instances):
 
     encoder: int | None = None
 
-    def fit(self, layouts: Sequence[Layout]) -> None:
+    def fit(self, networks: Sequence[Supernet]) -> None:
         """Find the encoder. Raises ValueError where the learners' supernets have become different ones."""
-        if any(layout.entries != layouts[0].entries for layout in layouts):
+        if any(network.layout.entries != networks[0].layout.entries for network in networks):
             raise ValueError("transfer l2w compares weights one by one and these learners' supernets differ: take another transfer")
-        self.encoder = {entry.name: entry.offset for entry in layouts[0].entries}["classifier.weight"]
+        self.encoder = networks[0].encoder_size
 
     def publish(self, output: Output, weights: Tensor, context: None) -> Tensor:
         return weights[: self.encoder]

@@ -181,7 +181,9 @@ class BiLevelStep:
         self, name: str, own: list[Tensor], output: Output, cotangents: Sequence[Tensor | None], k: int, inputs: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """Gradients of a learner's own loss and of its outputs with what D or J sends back through them."""
-        sent = [(part, cotangent[k]) for part, cotangent in zip(output, cotangents, strict=True) if cotangent is not None]
+        sent = [
+            (part, cotangent[k]) for part, cotangent in zip(output, cotangents, strict=True) if cotangent is not None and part.requires_grad
+        ]
         return self.passes.backward(name, [*own, *(part for part, _ in sent)], inputs, [*(None for _ in own), *(c for _, c in sent)])
 
 

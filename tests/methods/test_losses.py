@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pamkd.methods import METHODS
+from pamkd.methods.afd import Adam, judge_layout, judgement
+from pamkd.methods.nes import forward_selection
+from pamkd.methods.one import GatedOutput
+from pamkd.methods.ramp import ramp
 from pamkd.spaces.supernet import Output
 from pamkd.transfer.divergence import divergence
 from pamkd.transfer.ensemble import covariance_weights, ensemble, simplex_weights
@@ -41,7 +46,7 @@ def kl(teacher, student, temperature):
 
 
 def taught(method, outputs, batch):
-    return method.loss(outputs, batch, method.targets(Output(*(part.detach() for part in outputs)), batch, seed=3))
+    return method.loss(outputs, batch, method.targets(type(outputs)(*(part.detach() for part in outputs)), batch, seed=3))
 
 
 def build(name, **options):
@@ -199,3 +204,119 @@ def test_no_first():
 def test_no_first_refuses_a_transfer_of_weights():
     with pytest.raises(ValueError, match="cannot use the transfer l2w"):
         build("no-1st", transfer=EncoderWeights())
+
+
+def started(name, count=K, **options):
+    """A method over learners whose network has embeddings of D and stems of D."""
+    method = build(name, **options)
+    network = SimpleNamespace(embedding_size=D, stem_size=3, stem_width=D, encoder_size=4)
+    method.start([SimpleNamespace(network=network, w=torch.zeros(7, dtype=torch.float64)) for _ in range(count)])
+    return method
+
+
+@pytest.mark.parametrize("leader", [True, False])
+def test_okddip(leader):
+    outputs, batch = outputs_of()
+    method = started("okddip", leader=leader)
+    with torch.no_grad():
+        method.modules.mul_(4)  # far from even attention
+    query, key = method.modules.detach().view(2, 1, D)
+    peers = range(K - 1 if leader else K)
+    found = taught(method, outputs, batch)
+    for a in peers:
+        targets = []
+        for i in range(N):
+            scores = [((query @ outputs.embedding[a, i]) @ (key @ outputs.embedding[b, i])).item() for b in peers]
+            share = softened(scores, 1.0)
+            targets.append(sum(share[b] * outputs.logits[b, i] for b in peers))
+        assert found[a].item() == pytest.approx(9 * kl(torch.stack(targets), outputs.logits[a], 3.0))
+    if leader:
+        mean = outputs.logits[: K - 1].mean(0)
+        assert found[-1].item() == pytest.approx(9 * kl(mean, outputs.logits[-1], 3.0))
+        (grad,) = torch.autograd.grad(found[-1], outputs.logits, retain_graph=True)
+        assert grad[0].norm() > 0, "peers hear from the leader's loss"
+    by_logits, by_embedding, by_modules = torch.autograd.grad(found[0], [*outputs, method.modules])
+    assert by_logits[1].norm() > 0 and by_embedding[1].norm() > 0 and by_modules.norm() > 0, "nothing is detached"
+    assert method.flow(outputs, batch).sum(1).tolist() == pytest.approx([1.0] * K)
+
+
+def test_okddip_of_a_single_peer_degenerates():
+    """Two learners, one of them the leader: the peer is its own teacher, and the leader learns from it."""
+    outputs, batch = outputs_of(2)
+    found = taught(started("okddip", 2), outputs, batch)
+    assert abs(found[0].item()) < 1e-12
+    assert found[1].item() == pytest.approx(9 * kl(outputs.logits[0], outputs.logits[1], 3.0))
+
+
+def test_ramp():
+    assert [ramp(epoch, 4) for epoch in (0, 2, 4, 9)] == pytest.approx([math.exp(-5), math.exp(-1.25), 1.0, 1.0])
+    method = build("one")
+    method.begin_epoch(6, 50)
+    assert method._scale == pytest.approx(9 * ramp(6, 13))
+
+
+def test_one():
+    outputs, batch = outputs_of()
+    random = torch.Generator().manual_seed(5)
+    stem = torch.randn(1, N, D, generator=random, dtype=torch.float64).expand(K, -1, -1).clone().requires_grad_()
+    outputs = GatedOutput(*outputs, stem)
+    method = started("one")
+    linear, bias = method.modules.detach()[: K * D].view(K, D), method.modules.detach()[K * D : K * D + K]
+    hidden = stem[0].detach() @ linear.T + bias
+    hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
+    gates = [softened([max(0.0, h) for h in row], 1.0) for row in hidden.tolist()]
+    ensemble = torch.stack([sum(gates[i][k] * outputs.logits[k, i] for k in range(K)) for i in range(N)]).detach()
+    together = sum(-math.log(softened(row, 1.0)[label]) for row, label in zip(ensemble.tolist(), batch.labels.tolist(), strict=True)) / N
+    found = taught(method, outputs, batch)
+    assert found.tolist() == pytest.approx([together / K + 9 * kl(ensemble, z, 3.0) for z in outputs.logits])
+    # The gate hears of the ensemble's loss alone: without it, nothing.
+    (whole,) = torch.autograd.grad(found.sum(), method.modules, retain_graph=True)
+    alone = F.cross_entropy(method._ensemble(outputs), batch.labels)
+    torch.testing.assert_close(whole, torch.autograd.grad(alone, method.modules)[0])
+
+
+def test_afd_teaches_in_a_circle():
+    outputs, batch = outputs_of()
+    found = taught(build("afd"), outputs, batch)
+    z = outputs.logits
+    assert found.tolist() == pytest.approx([9 * kl(z[k - 1], z[k], 3.0) for k in range(K)])
+    assert build("afd").flow(outputs, batch).tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+
+
+def test_nes_objective_and_forward_selection():
+    outputs, batch = outputs_of(4, seed=8)
+    z, labels = outputs.logits.detach(), batch.labels
+
+    def loss(members):
+        p = sum(z[k].softmax(1) for k in members) / len(members)
+        return -p[torch.arange(N), labels].log().mean().item()
+
+    assert build("nes").objective(Output(z, z), batch).item() == pytest.approx(loss(range(4)))
+    chosen, losses = forward_selection(z, labels, 3)
+    assert chosen[0] == min(range(4), key=lambda k: loss([k])) and len(set(chosen)) == 3
+    for count in (1, 2, 3):
+        assert losses[count - 1] == pytest.approx(loss(chosen[:count]))
+        assert losses[count - 1] <= min(loss([*chosen[: count - 1], k]) for k in range(4) if k not in chosen[: count - 1]) + 1e-12
+
+
+def test_judgement_separates_what_it_is_trained_on():
+    """AFD's discriminator and its Adam against torch.optim.Adam, on maps of two learners."""
+    random = torch.Generator().manual_seed(1)
+    maps = torch.randn(2, 6, 4, 5, 5, generator=random)
+    layout = judge_layout(4, 5)
+    flat = 0.3 * torch.randn(layout.size, generator=random)
+    ours, theirs = flat.clone(), torch.nn.Parameter(flat.clone())
+    adam, optimizer = Adam.like(flat), torch.optim.Adam([theirs], 5e-2, weight_decay=0.1)
+    losses = []
+    for _ in range(20):
+        judge = ours.requires_grad_()
+        loss = ((1 - judgement(judge, layout, maps[0])).square() + judgement(judge, layout, maps[1]).square()).mean()
+        losses.append(loss.item())
+        (grad,) = torch.autograd.grad(loss, judge)
+        ours = adam.update(judge.detach(), grad, 5e-2, 0.1)
+        theirs.grad = grad
+        optimizer.step()
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-6)
+    assert losses[-1] < 0.8 * losses[0]
+    for side in (1, 2, 3):
+        assert judgement(torch.ones(judge_layout(4, side).size), judge_layout(4, side), torch.randn(3, 4, side, side)).shape == (3,)

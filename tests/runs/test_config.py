@@ -79,6 +79,7 @@ def test_bad_files(tmp_path, text, message):
         ({"method": "mkd", "learners": 1}, "learners is 1: needed is 2 or more for method mkd"),
         ({"method": "mkd", "group_size": 3}, "group_size is 3: needed is nothing: method mkd does not read it"),
         ({"method": "mkd", "warmup_v_epochs": 3}, "warmup_v_epochs is 3: needed is 0: method mkd has no weights V"),
+        ({"method": "okddip"}, "learners is 2: needed is 3 or more for okddip with a leader"),
         ({"transfer": "logits"}, "transfer is 'logits': needed is one of grs"),
     ],
 )

@@ -1,0 +1,91 @@
+"""On-the-fly native ensemble, "ONE" (Lan et al., NeurIPS 2018)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pamkd.methods.method import Phase, StepReport
+from pamkd.methods.ramp import Ramped
+from pamkd.transfer.divergence import divergence
+from pamkd.trilevel.passes import Batch, Network
+from pamkd.trilevel.step import Learner
+
+
+class GatedOutput(NamedTuple):
+    logits: Tensor
+    embedding: Tensor
+    stem: Tensor  # [n, width], pooled over the pixels
+
+
+@dataclass(frozen=True)
+class WithStem:
+    """A network that also says what its stem makes of the images."""
+
+    network: Network
+
+    def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> GatedOutput:
+        return GatedOutput(*self.network.forward(weights, alphas, images), self.network.stem_features(weights, images))
+
+    def twice_differentiable(self) -> WithStem:
+        return WithStem(self.network.twice_differentiable())
+
+
+@dataclass
+class One(Ramped):
+    """CE_k + CE(z_e) / K + weight r T^2 KL(sg[softmax(z_e / T)] || softmax(z_k / T)), z_e = sum_k g_k z_k.
+
+    The learners are branches over one stem, and g = softmax(relu(BatchNorm(linear(pooled stem)))) [n, K] is a gate, trained with
+    W through CE(z_e) alone. Cells cannot be shared: each learner has its own architecture. So the learners' stems begin
+    equal, and stay so: they take the sum of all gradients, and gradients are clipped together. r as in OKDDip.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.shared = 0
+
+    def start(self, learners: Sequence[Learner]) -> None:
+        stem = learners[0].w[: learners[0].network.stem_size]
+        self.shared = len(stem)
+        for learner in learners:
+            learner.w = torch.cat([stem, learner.w[self.shared :]])
+        count, width = len(learners), learners[0].network.stem_width
+        random, bound = torch.Generator().manual_seed(self.seed), 1 / math.sqrt(width)
+        linear = torch.empty(count * (width + 1), dtype=stem.dtype).uniform_(-bound, bound, generator=random)
+        self._set_modules(torch.cat([linear, torch.ones(count).to(linear), torch.zeros(count).to(linear)]).to(stem.device))
+
+    def step(
+        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
+    ) -> tuple[StepReport, list[Tensor] | None]:
+        seen = [dataclasses.replace(learner, network=WithStem(learner.network)) for learner in learners]
+        result = super().step(seen, train, valid, lr=lr, phase=phase, seed=seed)
+        for learner, other in zip(learners, seen, strict=True):
+            learner.w, learner.w_momentum = other.w, other.w_momentum
+        return result
+
+    def targets(self, outputs: GatedOutput, batch: Batch, seed: int) -> Tensor:
+        return self._ensemble(outputs).detach()
+
+    def loss(self, outputs: GatedOutput, batch: Batch, targets: Tensor) -> Tensor:
+        together = F.cross_entropy(self._ensemble(outputs), batch.labels) / len(outputs.logits)
+        taught = divergence(targets, outputs.logits, self.temperature)
+        return together + self._scale * taught
+
+    def flow(self, outputs: GatedOutput, batch: Batch) -> Tensor:
+        return self._gate(outputs).mean(0).expand(len(outputs.logits), -1)
+
+    def _ensemble(self, outputs: GatedOutput) -> Tensor:
+        return torch.einsum("nk,knc->nc", self._gate(outputs), outputs.logits)
+
+    def _gate(self, outputs: GatedOutput) -> Tensor:
+        count, _, width = outputs.stem.shape
+        linear, bias, scale, shift = self.modules.split([count * width, count, count, count])
+        hidden = F.linear(outputs.stem[0], linear.view(count, width), bias)  # the stems are one
+        return F.batch_norm(hidden, None, None, scale, shift, training=True).relu().softmax(1)
