@@ -59,10 +59,9 @@ def _lookup(argv: list[str]) -> int:
 def _report(argv: list[str]) -> int:
     import tyro
 
-    from pamkd.report import ReportConfig, write_report
+    from pamkd.report import ReportConfig, report
 
-    config = tyro.cli(ReportConfig, args=argv, prog="pamkd report")
-    print(f"report: {write_report(config.run, config.out)}")
+    print(f"report: {report(tyro.cli(ReportConfig, args=argv, prog='pamkd report'))}")
     return 0
 
 

@@ -1,5 +1,5 @@
 """The report of a run: one HTML page that needs nothing but a browser."""
 
-from pamkd.report.write import ReportConfig, write_report
+from pamkd.report.write import ReportConfig, report, write_comparison, write_report
 
-__all__ = ["ReportConfig", "write_report"]
+__all__ = ["ReportConfig", "report", "write_comparison", "write_report"]

@@ -7,6 +7,12 @@ from pamkd.report.curves import epoch_end, phase_marks
 from pamkd.report.markup import Markup, el, join, significant
 from pamkd.report.run_folder import Run, matrix
 
+INTRO = {
+    "pamkd": "h(d) = max(0, L(V′ of the student) − L(V′ of the teacher)) on the validation batch: "
+    "a learner is taught by those that do better.",
+    "no-1st": "h(d) = max(0, L(W of the student) − L(W of the teacher)) on the validation batch, with the weights that are trained.",
+}
+
 
 def knowledge_flow(run: Run) -> Markup:
     count = run.learners
@@ -26,7 +32,7 @@ def knowledge_flow(run: Run) -> Markup:
             for j in range(count)
             if j != k
         ]
-        charts.append(line_chart(f"Who teaches learner {k}", "mean weight h(d)", lines, end=end, low=0, high=high or 1.0, marks=marks))
+        charts.append(line_chart(f"Who teaches learner {k}", "mean weight", lines, end=end, low=0, high=high or 1.0, marks=marks))
     chosen = chosen_epochs(len(run.epochs))
     rows = [f"{j} → {k}" for k, j in pairs]
     values = [[None if (s := shares[i][k][j]) is None else 100 * s for i in chosen] for k, j in pairs]
@@ -34,8 +40,8 @@ def knowledge_flow(run: Run) -> Markup:
     note = "Teacher → student; " + ("" if len(chosen) == len(run.epochs) else f"{len(chosen)} of {len(run.epochs)} epochs shown; ")
     note += "light: seldom, strong: in every step."
     charts.append(heat_map("How often they teach", "% of steps", [Panel("", rows, values)], epochs, low=0, high=100, note=note))
-    intro = (
-        "h(d) = max(0, L(V′ of the student) − L(V′ of the teacher)) on the validation batch: a learner is taught by those that do better."
+    intro = INTRO.get(
+        run.config.get("method", "pamkd"), "Weights by which the method lets learners teach each other, means over the steps."
     )
     return join(el("p", intro), _flow_table(weights, shares, high), el("div", *charts, class_="grid"))
 
@@ -55,4 +61,4 @@ def _flow_table(weights: list, shares: list, high: float) -> Markup:
                 cells.append(f"{significant(sum(w) / len(w), 2)} ({100 * sum(s) / len(s):.0f} %)")
         rows.append(cells)
     head = ("", *(f"by {j}" for j in range(count)))
-    return table(head, rows, caption="Taught with mean weight h(d), in how many steps")
+    return table(head, rows, caption="Taught with mean weight, in how many steps")

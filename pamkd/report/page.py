@@ -54,7 +54,8 @@ def _what(run: Run) -> str:
     if run.is_evaluation:
         return "evaluation of an architecture"
     order = {"first": "first-order", "second": "second-order"}.get(run.config.get("order"), "")
-    return f"{order} search in the space {run.config.get('space', '?')} with {plural(run.learners, 'learner')}".strip()
+    method = run.config.get("method", "pamkd")
+    return f"{order} {method} search in the space {run.config.get('space', '?')} with {plural(run.learners, 'learner')}".strip()
 
 
 def _search_page(run: Run) -> Iterator[Section]:

@@ -58,7 +58,7 @@ def facts(run: Run) -> Markup:
     else:
         facts.append(("Test error", "–", "not evaluated"))
     if not run.is_evaluation:
-        seconds = _seconds(run)
+        seconds = seconds_of(run)
         days = f" · {seconds / 86400:.2f} device days" if seconds >= 3600 else ""
         note = f"{plural(len(run.epochs), 'epoch')}, steps alone{days}"
         facts.append(("Search time", duration(seconds) if seconds else "–", note))
@@ -96,7 +96,8 @@ def _evaluation_facts(run: Run) -> list[tuple[str, str, str]]:
     return facts
 
 
-def _seconds(run: Run) -> float:
+def seconds_of(run: Run) -> float:
+    """Of the steps of complete epochs."""
     return sum(number(row.get("seconds")) or 0.0 for row in run.epochs)
 
 
