@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "transfer": {"trilevel", "spaces", "ops", "reference", "data"},
     "methods": {"transfer", "trilevel", "spaces"},
     "runs": {"methods", "transfer", "trilevel", "spaces", "data", "version"},
-    "reproduce": {"report", "runs", "methods", "spaces"},
+    "reproduce": {"report", "runs", "methods", "trilevel", "spaces", "data"},
     "report": {"runs", "spaces", "version"},
     "doctor": {"ops", "_ext", "_host", "version"},
     "cli": {"runs", "report", "reproduce", "doctor", "version"},

@@ -40,9 +40,7 @@ def knowledge_flow(run: Run) -> Markup:
     note = "Teacher → student; " + ("" if len(chosen) == len(run.epochs) else f"{len(chosen)} of {len(run.epochs)} epochs shown; ")
     note += "light: seldom, strong: in every step."
     charts.append(heat_map("How often they teach", "% of steps", [Panel("", rows, values)], epochs, low=0, high=100, note=note))
-    intro = INTRO.get(
-        run.config.get("method", "pamkd"), "Weights by which the method lets learners teach each other, means over the steps."
-    )
+    intro = INTRO.get(run.config.get("method", "pamkd"), "Weights with which the method lets learners teach each other.")
     return join(el("p", intro), _flow_table(weights, shares, high), el("div", *charts, class_="grid"))
 
 

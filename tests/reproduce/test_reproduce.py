@@ -1,0 +1,97 @@
+"""The paper's tables as commands: rows, settings, runs that are shared and continued, statistics, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+
+import pytest
+
+from pamkd.cli import main
+from pamkd.reproduce import ReproduceConfig, reproduce
+from pamkd.reproduce.paper import C10, C100, TABLES
+from pamkd.reproduce.scales import SCALES, evaluation_config, search_config
+from pamkd.reproduce.statistics import Paired, mean_std, paired
+
+
+def test_rows_of_the_paper():
+    assert [len(TABLES[name].rows) for name in ("table1", "table2", "table3", "table4", "table5", "table6")] == [37, 16, 32, 8, 6, 6]
+    figures = {row.key: row.paper for row in TABLES["table1"].rows}
+    assert figures["darts/pamkd"] == {C100: "17.61±0.16", C10: "2.38±0.03"} and figures["pdarts/cream"][C10] == "2.65±0.04"
+    for name, table in TABLES.items():
+        keys = [row.key for row in table.rows]
+        assert len(set(keys)) == len(keys), name
+        for row in table.rows:
+            assert set(row.paper) <= set(table.columns)
+
+
+def test_the_paper_scale_is_the_paper():
+    rows = {row.key: row for row in TABLES["table1"].rows}
+    config = search_config(SCALES["paper"], rows["darts/pamkd"], C100, 3, None, 0)
+    assert (config.dataset, config.order, config.epochs, config.batch_size, config.channels, config.cells) == (C100, "first", 50, 64, 16, 8)
+    assert (config.learners, config.seed, config.method) == (2, 3, "pamkd")
+    assert search_config(SCALES["paper"], rows["darts/okddip"], C10, 0, None, 0).learners == 3
+    evaluation = evaluation_config(SCALES["paper"], C100, 3, None, 0)
+    assert (evaluation.epochs, evaluation.channels, evaluation.cells, evaluation.seeds) == (600, 36, 20, (3,))
+    assert SCALES["paper"].seeds == tuple(range(10))
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reproduce")
+    rows = ("darts/pamkd", "darts/no-1st")
+    return out, reproduce(ReproduceConfig("table6", scale="smoke", rows=rows, out=out, threads=1))
+
+
+def test_smoke_table(smoke):
+    out, paths = smoke
+    assert [path.name for path in paths] == ["table6.md", "table6.csv", "table6.html"]
+    head, *rows = csv.reader(paths[1].open())
+    assert [row[0] for row in rows] == ["Darts1st + PAMKD (ours)", "Darts1st + No-1st"]
+    named = [dict(zip(head, row, strict=True)) for row in rows]
+    assert named[0]["paper: Error-C10"] == "2.38±0.03" and named[0]["seeds"] == "2"
+    assert "±" in named[1]["ours: error digits (%)"] and "p = " in named[1]["difference to pamkd"]
+    assert (
+        float(named[0]["ours: search (s)"]) >= 0 and "<table>" in paths[2].read_text() and "| Darts1st + No-1st |" in paths[0].read_text()
+    )
+
+
+def test_runs_are_shared_and_not_repeated(smoke, capsys):
+    """Table 5 needs the PAMKD runs that table 6 made; nothing is run twice."""
+    out, _ = smoke
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert len(before) == 2 * 2 * 2  # rows, seeds, search and evaluation
+    reproduce(ReproduceConfig("table5", scale="smoke", rows=("darts/pamkd",), out=out, threads=1))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == before
+    assert main(["reproduce", "table6", "--scale", "smoke", "--rows", "darts/*", "--out", str(out), "--list"]) == 0
+    assert capsys.readouterr().out.count("done    darts/") == 4
+
+
+def test_list_runs_nothing(tmp_path, capsys):
+    paths = reproduce(ReproduceConfig("figure2", scale="small", out=tmp_path, list=True))
+    said = capsys.readouterr().out
+    assert said.count("to run ") == 6 * 5 and "--transfer l2w" in said and "pamkd evaluate --run" in said
+    assert not list(tmp_path.rglob("config.yaml")) and "–" in paths[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("table9", "'table9' is no table or figure"),
+        ("table5 --rows nas/*", "no row of table5 matches nas/*"),
+        ("figure1 --scale paper", "not paper"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, message, tmp_path, capsys):
+    assert main(["reproduce", *words.split(), "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_statistics():
+    assert mean_std([1.0, 2.0, 4.0]) == "2.33±1.53" and mean_std([5.0]) == "5.00" and mean_std([]) == "–"
+    found = paired({0: 1.0, 1: 2.0, 2: 5.0}, {1: 3.0, 2: 3.0, 7: 0.0})
+    assert found.differences == (-1.0, 2.0)
+    for differences in ((1.0, 2.0, 3.0), (-1.0, 2.0, 0.5, 0.0)):
+        sums = [abs(sum(s * d for s, d in zip(signs, differences))) for signs in itertools.product((1, -1), repeat=len(differences))]
+        assert Paired(differences).p == sum(value >= abs(sum(differences)) - 1e-9 for value in sums) / len(sums)
+    assert Paired((1.0,) * 5).p == 2 / 32
