@@ -44,7 +44,7 @@ def smoke(tmp_path_factory):
 
 
 def test_smoke_table(smoke):
-    out, paths = smoke
+    _, paths = smoke
     assert [path.name for path in paths] == ["table6.md", "table6.csv", "table6.html"]
     head, *rows = csv.reader(paths[1].open())
     assert [row[0] for row in rows] == ["Darts1st + PAMKD (ours)", "Darts1st + No-1st"]
@@ -92,6 +92,7 @@ def test_statistics():
     found = paired({0: 1.0, 1: 2.0, 2: 5.0}, {1: 3.0, 2: 3.0, 7: 0.0})
     assert found.differences == (-1.0, 2.0)
     for differences in ((1.0, 2.0, 3.0), (-1.0, 2.0, 0.5, 0.0)):
-        sums = [abs(sum(s * d for s, d in zip(signs, differences))) for signs in itertools.product((1, -1), repeat=len(differences))]
+        flips = itertools.product((1, -1), repeat=len(differences))
+        sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
         assert Paired(differences).p == sum(value >= abs(sum(differences)) - 1e-9 for value in sums) / len(sums)
     assert Paired((1.0,) * 5).p == 2 / 32
