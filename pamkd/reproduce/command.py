@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from pamkd.reproduce.figure1 import figure1
+from pamkd.reproduce.neighbours import compare_neighbours
 from pamkd.reproduce.paper import TABLES, Row
 from pamkd.reproduce.scales import SCALES, columns, evaluation_config, search_config
 from pamkd.reproduce.units import Unit
@@ -78,8 +79,12 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         measured = unit.measured()
         if measured is not None:
             found.setdefault((unit.row.key, unit.column), []).append(measured)
+    notes = _notes(config, missing)
+    if config.what == "figure2":
+        root.mkdir(parents=True, exist_ok=True)
+        notes += compare_neighbours(units, root / "figure2.png")
     datasets = tuple(table.columns) if scale.dataset is None else (scale.dataset,)
-    return write_table(root / config.what, table, datasets, rows, found, _notes(config, missing))
+    return write_table(root / config.what, table, datasets, rows, found, notes)
 
 
 def _units(config: ReproduceConfig, row: Row, root: Path) -> Sequence[Unit]:

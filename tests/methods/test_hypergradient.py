@@ -199,3 +199,10 @@ def test_no_first_stage_lowers_the_gap_that_pamkd_leaves_alone(network, problem)
         report, _ = method.step(learners, train, valid, lr=0.01, phase="search", seed=3)
         gaps.append(max(max(row) for row in report.flow))
     assert gaps[-1] < 0.2 * gaps[0]
+    measured = []
+    for weight in (30.0, 0.0):
+        learners, train, valid, _ = problem(2)
+        pamkd = METHODS["pamkd"](weight=weight, sgd=SGD(0.0, 0.0, 0.0), order="first", transfer=method.transfer)
+        reports = [pamkd.step(learners, train, valid, lr=0.01, phase="search", seed=3)[0] for _ in range(12)]
+        measured.append([report.valid_loss_v for report in reports])
+    assert measured[0] == measured[1], "what is taught never moves the weights that are measured"

@@ -6,9 +6,12 @@ import csv
 import itertools
 
 import pytest
+import torch
+from PIL import Image
 
 from pamkd.cli import main
 from pamkd.reproduce import ReproduceConfig, reproduce
+from pamkd.reproduce.neighbours import nearest_rows
 from pamkd.reproduce.paper import C10, C100, TABLES
 from pamkd.reproduce.scales import SCALES, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
@@ -96,3 +99,16 @@ def test_statistics():
         sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
         assert Paired(differences).p == sum(value >= abs(sum(differences)) - 1e-9 for value in sums) / len(sums)
     assert Paired((1.0,) * 5).p == 2 / 32
+
+
+def test_nearest_rows():
+    embedding = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 2.0], [0.1, 1.0], [-1.0, 0.0]])
+    assert nearest_rows(embedding, 2).tolist() == [[1, 3], [0, 3], [3, 1], [2, 1], [2, 3]]
+
+
+def test_figure2_shows_neighbours(tmp_path):
+    rows = ("darts/grs", "darts/pl")
+    paths = reproduce(ReproduceConfig("figure2", scale="smoke", rows=rows, seeds=(0,), out=tmp_path, threads=1))
+    assert "of the query's class: grs" in paths[0].read_text()
+    with Image.open(tmp_path / "smoke" / "figure2.png") as picture:
+        assert picture.size == (9 * 8 * 4 + 12, 8 * 8 * 4)
