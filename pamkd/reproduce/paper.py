@@ -35,7 +35,7 @@ class Table:
 
 
 LAMBDA = {("pcdarts", C100): 0.1, ("pdarts", C100): 1.0, ("pdarts", C10): 1.0}  # Sec. 4.2; 0.5 elsewhere
-LABELS = {"darts": "Darts1st", "pdarts": "Pdarts", "pcdarts": "Pcdarts", "prdarts": "Prdarts"}
+LABELS = {"darts": "Darts1st", "pdarts": "Pdarts", "pcdarts": "Pcdarts", "prdarts": "Prdarts", "drnas-nasbench201": "Drnas"}
 NAMES = {
     "plain": "",
     "mkd": "MKD",
@@ -127,7 +127,7 @@ def _table4() -> Table:
     figures = """9.42±0.74 31.04±3.58|12.45±0.42 29.52±3.52|10.28±0.44 29.27±4.88|10.64±0.58 30.73±3.92|12.01±0.64 28.75±2.70
         |6.50±0.21 29.41±2.61|5.63±0.26 25.98±0.53|5.17±0.07 25.75±0.07"""
     rows = tuple(
-        row("nasbench201", method, dict(zip((C10, C100), part.split(), strict=True)))
+        row("drnas-nasbench201", method, dict(zip((C10, C100), part.split(), strict=True)))
         for method, part in zip(order, figures.split("|"), strict=True)
     )
     about = "NAS-Bench-201, test errors: 100 less the accuracies that the paper prints, of DrNAS with each method."

@@ -66,3 +66,48 @@ def test_nes_says_what_forward_selection_would_take(pictures, tmp_path):
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert written["forward_selection"][0] == result.learner and sorted(written["forward_selection"]) == [0, 1]
     assert written["ensemble_loss"][0] == pytest.approx(min(result.valid_loss), rel=1e-5)
+
+
+SPACES = {
+    "pcdarts": {"channels": 4},
+    "pdarts": {"epochs": 3, "space_options": ("growth=1",)},
+    "prdarts": {},
+    "drnas": {"channels": 4, "space_options": ("partials=[2,1]",)},
+    "nasbench201": {"cells": 1},
+    "s2": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "space"),
+    [
+        ("plain", "prdarts"),
+        ("mkd", "pcdarts"),
+        ("kdcl", "pdarts"),
+        ("okddip", "pdarts"),
+        ("one", "nasbench201"),
+        ("one", "drnas"),
+        ("afd", "s2"),
+        ("afd", "drnas"),
+        ("nes", "pcdarts"),
+        ("2nd-mkd", "drnas"),
+        ("2nd-kdcl", "pdarts"),
+        ("no-1st", "prdarts"),
+    ],
+)
+def test_methods_search_other_spaces(method, space, pictures):
+    options = {"okddip": {"learners": 3}, "no-1st": {"group_size": 2}}.get(method, {})
+    result = Search(**TINY | {"method": method, "space": space, "epochs": 1, "order": "first"} | SPACES[space] | options).run(*pictures)
+    assert all(0 < loss < 10 for loss in result.valid_loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "cream", "learners": 1, "space": "pcdarts"}, "method cream draws single paths and needs a space of softmax mixtures"),
+        ({"transfer": "l2w", "space": "pdarts"}, "transfer l2w compares weights one by one and these learners' supernets differ"),
+    ],
+)
+def test_what_a_method_cannot_do_is_one_sentence(options, message, pictures):
+    with pytest.raises(ValueError, match=message):
+        Search(**TINY | SPACES[options["space"]] | options).run(*pictures)
