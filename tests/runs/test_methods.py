@@ -72,7 +72,7 @@ SPACES = {
     "pcdarts": {"channels": 4},
     "pdarts": {"epochs": 3, "space_options": ("growth=1",)},
     "prdarts": {},
-    "drnas": {"channels": 4, "space_options": ("partials=[2,1]",)},
+    "drnas": {"epochs": 2, "channels": 4, "space_options": ("partials=[2,1]",)},
     "nasbench201": {"cells": 1},
     "s2": {},
 }
