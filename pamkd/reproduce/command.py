@@ -96,7 +96,7 @@ def _units(config: ReproduceConfig, row: Row, root: Path) -> Sequence[Unit]:
             column,
             seed,
             search_config(scale, row, column, seed, **where),
-            evaluation_config(scale, column, seed, **where),
+            evaluation_config(scale, row, column, seed, **where),
             root,
         )
         for column in columns(scale, row)

@@ -34,7 +34,6 @@ class Table:
     reference: str = "pamkd"  # last part of the keys of the rows that others are compared with
 
 
-LAMBDA = {("pcdarts", C100): 0.1, ("pdarts", C100): 1.0, ("pdarts", C10): 1.0}  # Sec. 4.2; 0.5 elsewhere
 LABELS = {"darts": "Darts1st", "pdarts": "Pdarts", "pcdarts": "Pcdarts", "prdarts": "Prdarts", "drnas-nasbench201": "Drnas"}
 NAMES = {
     "plain": "",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pamkd.methods import METHODS
-from pamkd.reproduce.paper import LAMBDA, Row
+from pamkd.reproduce.paper import Row
 from pamkd.runs import evaluate_presets
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate_config import EvaluateConfig
@@ -58,15 +58,15 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | N
         epochs = -(-scale.search["epochs"] // stages) * stages
         return SearchConfig(**scale.search | {"epochs": epochs} | options)
     dataset = options.setdefault("dataset", column)
-    if row.method == "pamkd" and (row.space, dataset) in LAMBDA:
-        options.setdefault("distill_weight", LAMBDA[row.space, dataset])
+    if row.method != "pamkd":
+        options.setdefault("distill_weight", None)  # a preset's lambda is PAMKD's (Sec. 4.2)
     base = PRESETS.get(f"{'darts1st' if row.space == 'darts' else row.space}-{dataset}")
     if base is None:
         raise ValueError(f"{row.key}: there is no preset of {row.space} on {dataset}, so the paper's setting is not known to this version")
     return dataclasses.replace(base, **options | ({"data": data} if data is not None else {}))
 
 
-def evaluation_config(scale: Scale, column: str, seed: int, data: Path | None, threads: int) -> EvaluateConfig:
-    preset = evaluate_presets.PRESETS[evaluate_presets.preset_of("darts", column)]
+def evaluation_config(scale: Scale, row: Row, column: str, seed: int, data: Path | None, threads: int) -> EvaluateConfig:
+    preset = evaluate_presets.PRESETS[evaluate_presets.preset_of(row.space, column)]
     options = {"seeds": (seed,), "threads": threads, "dataset": column}
     return dataclasses.replace(preset, **scale.evaluation | options | ({"data": data} if data is not None else {}))

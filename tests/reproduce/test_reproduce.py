@@ -15,6 +15,7 @@ from pamkd.reproduce.neighbours import nearest_rows
 from pamkd.reproduce.paper import C10, C100, TABLES
 from pamkd.reproduce.scales import SCALES, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
+from pamkd.runs.method import method_of
 
 
 def test_rows_of_the_paper():
@@ -34,7 +35,18 @@ def test_the_paper_scale_is_the_paper():
     assert (config.dataset, config.order, config.epochs, config.batch_size, config.channels, config.cells) == (C100, "first", 50, 64, 16, 8)
     assert (config.learners, config.seed, config.method) == (2, 3, "pamkd")
     assert search_config(SCALES["paper"], rows["darts/okddip"], C10, 0, None, 0).learners == 3
-    evaluation = evaluation_config(SCALES["paper"], C100, 3, None, 0)
+    weights = {}
+    for key in ("darts/pamkd", "pdarts/pamkd", "pcdarts/pamkd", "prdarts/pamkd", "pcdarts/mkd"):
+        configs = (search_config(SCALES["paper"], rows[key], column, 0, None, 0) for column in (C100, C10))
+        weights[key] = [method_of(config).weight for config in configs]
+    assert weights == {
+        "darts/pamkd": [0.5, 0.5],
+        "pdarts/pamkd": [1.0, 1.0],
+        "pcdarts/pamkd": [0.1, 0.5],
+        "prdarts/pamkd": [0.5, 0.5],
+        "pcdarts/mkd": [1.0, 1.0],
+    }
+    evaluation = evaluation_config(SCALES["paper"], rows["darts/pamkd"], C100, 3, None, 0)
     assert (evaluation.epochs, evaluation.channels, evaluation.cells, evaluation.seeds) == (600, 36, 20, (3,))
     assert SCALES["paper"].seeds == tuple(range(10))
 
