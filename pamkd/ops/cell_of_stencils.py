@@ -28,7 +28,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     for piece, values in zip(spec.weights, weights.split([piece.size for piece in spec.weights]), strict=True):
         of[piece.edge, piece.op, piece.part] = values.view(piece.shape)
     # Unbound, they get one gradient together: indexing would send back a table for every entry.
-    shares = mix.reshape(-1).unbind(), mix.reshape(-1, 1).repeat(1, spec.op_channels).unbind()
+    shares, vectors = mix.reshape(-1).unbind(), mix.reshape(-1, 1).repeat(1, spec.op_channels).unbind()
     states = [s0] if s1 is None else [s0, s1]
     nodes: list[Tensor | None] = [None] * spec.nodes
     bypass: list[Tensor | None] = [None] * spec.nodes
@@ -36,11 +36,11 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
         edges = [edge for edge in range(spec.edges) if spec.source(edge) == source]
         x, rest = states[source].split([spec.op_channels, spec.channels - spec.op_channels], 1)
         stride = spec.stride(edges[0])
-        for edge, terms in zip(edges, _leaving(x, edges, stride, of, *shares, spec), strict=True):
+        for edge, terms in zip(edges, _leaving(x, edges, stride, of, shares, vectors, spec), strict=True):
             for y in terms:
                 nodes[spec.node(edge)] = _plus(nodes[spec.node(edge)], y)
             if spec.partial > 1:
-                past = rest if stride == 1 else F.max_pool2d(rest, 2, 2)
+                past = shares[(edge + 1) * spec.columns - 1] * (rest if stride == 1 else F.max_pool2d(rest, 2, 2))
                 bypass[spec.node(edge)] = _plus(bypass[spec.node(edge)], past)
         node = source + 1 - spec.inputs
         if node >= 0:  # all of its edges are in
@@ -94,7 +94,7 @@ def _leaving(
                 terms[row].append(y)
         for name, y in zip(SHARED, pooled.unbind(), strict=False):
             if name in shared:
-                shared[name] = _norm(y, None)
+                shared[name] = _norm(y, None) if spec.pool_norm else y
     if "skip_connect" in shared:
         shared["skip_connect"] = x.movedim(1, -1)
     if shared:
