@@ -150,14 +150,17 @@ def published_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -
 def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -> Count:
     """Forward and backward of the supernet over the cells that run on CUDA."""
     supernet = Darts(channels=channels, cells=cells)
-    supernet._cell_function = cell_of_stencils.mixed_cell
+    supernet._mixed_cell = cell_of_stencils.mixed_cell
     weights, alphas = (torch.empty(*s, device="meta", dtype=dtype, requires_grad=True) for s in ((supernet.num_weights,), (2, 14, 8)))
     x, labels = batch(images, dtype)
     IMPLEMENTATIONS["stencils"]["meta"] = "traced"  # the operation, not the composition that takes its place elsewhere
     try:
-        return traced(lambda: torch.autograd.grad(F.cross_entropy(supernet.forward(weights, alphas, x).logits, labels), [alphas, weights]))
+        count = traced(lambda: torch.autograd.grad(F.cross_entropy(supernet.forward(weights, alphas, x).logits, labels), [alphas, weights]))
     finally:
         del IMPLEMENTATIONS["stencils"]["meta"]
+    if not count.launches_of["stencils"]:
+        raise AssertionError("the supernet ran without the stencils: what was traced is not ours")
+    return count
 
 
 def passes(learners: int) -> int:

@@ -28,7 +28,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     for piece, values in zip(spec.weights, weights.split([piece.size for piece in spec.weights]), strict=True):
         of[piece.edge, piece.op, piece.part] = values.view(piece.shape)
     # Unbound, they get one gradient together: indexing would send back a table for every entry.
-    shares = mix.reshape(-1).unbind(), mix.reshape(-1, 1).repeat(1, spec.op_channels).unbind()
+    shares = mix.reshape(-1).unbind()
     states = [s0] if s1 is None else [s0, s1]
     nodes: list[Tensor | None] = [None] * spec.nodes
     bypass: list[Tensor | None] = [None] * spec.nodes
@@ -36,11 +36,11 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
         edges = [edge for edge in range(spec.edges) if spec.source(edge) == source]
         x, rest = states[source].split([spec.op_channels, spec.channels - spec.op_channels], 1)
         stride = spec.stride(edges[0])
-        for edge, terms in zip(edges, _leaving(x, edges, stride, of, *shares, spec), strict=True):
+        for edge, terms in zip(edges, _leaving(x, edges, stride, of, shares, spec), strict=True):
             for y in terms:
                 nodes[spec.node(edge)] = _plus(nodes[spec.node(edge)], y)
             if spec.partial > 1:
-                past = rest if stride == 1 else F.max_pool2d(rest, 2, 2)
+                past = shares[(edge + 1) * spec.columns - 1] * (rest if stride == 1 else F.max_pool2d(rest, 2, 2))
                 bypass[spec.node(edge)] = _plus(bypass[spec.node(edge)], past)
         node = source + 1 - spec.inputs
         if node >= 0:  # all of its edges are in
@@ -53,13 +53,8 @@ def _plus(total: Tensor | None, term: Tensor) -> Tensor:
     return term if total is None else total + term
 
 
-def _leaving(
-    x: Tensor, edges: list[int], stride: int, of: dict, shares: tuple[Tensor, ...], vectors: tuple[Tensor, ...], spec: CellSpec
-) -> list[list[Tensor]]:
-    """What a state x [n, c, h, w] sends along each edge: for each, at least one term [n, h', w', c].
-
-    shares: the entries of the mixture; vectors: the same as [c].
-    """
+def _leaving(x: Tensor, edges: list[int], stride: int, of: dict, shares: tuple[Tensor, ...], spec: CellSpec) -> list[list[Tensor]]:
+    """What a state x [n, c, h, w] sends along each edge: for each, at least one term [n, h', w', c]. shares: the mixture's entries."""
     places = {name: [] for name in (*CONVOLUTIONS, *SHARED, "others")}  # kind -> (row of `edges`, column of the mixture)
     for row, edge in enumerate(edges):
         for column, name in enumerate(spec.candidates[edge]):
@@ -89,12 +84,12 @@ def _leaving(
                 q = torch.stack(pointwise_norm(d, pointwise, [None] * len(d)))
                 d = stencils(q.movedim(-1, -3), [stacked(name, "dw2")], [1], pools=False).squeeze(0).movedim(-3, -1)
                 pointwise = stacked(name, "pw2")
-            weights = [vectors[entry(*place)] for place in places[name]]
+            weights = [shares[entry(*place)].repeat(spec.op_channels) for place in places[name]]
             for (row, _), y in zip(places[name], pointwise_norm(d, pointwise, weights), strict=True):
                 terms[row].append(y)
         for name, y in zip(SHARED, pooled.unbind(), strict=False):
             if name in shared:
-                shared[name] = _norm(y, None)
+                shared[name] = _norm(y, None) if spec.pool_norm else y
     if "skip_connect" in shared:
         shared["skip_connect"] = x.movedim(1, -1)
     if shared:

@@ -19,8 +19,9 @@ SPECS = {
     "reduction": cell(6, nodes=2, reduction=True),
     "partial": cell(8, partial=4),
     "partial reduction": cell(8, partial=2, reduction=True),
-    "all operations": cell(5, OPERATIONS, nodes=2),
+    "all operations": cell(5, OPERATIONS[: OPERATIONS.index("noise")], nodes=2),
     "NAS-Bench-201": cell(4, ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"), nodes=3, inputs=1, output="last"),
+    "pools without norm": cell(5, ("avg_pool_3x3", "max_pool_3x3", "sep_conv_3x3"), nodes=2, pool_norm=False),
     "repeated": cell(5, ("avg_pool_3x3", "dil_conv_3x3", "avg_pool_3x3", "dil_conv_3x3"), nodes=1),
     "subsets": CellSpec(5, (("dil_conv_5x5", "sep_conv_3x3"), ("skip_connect",), (), ("max_pool_3x3", "sep_conv_3x3"), ("none",)), nodes=2),
 }
