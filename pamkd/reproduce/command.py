@@ -80,7 +80,7 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         if measured is not None:
             found.setdefault((unit.row.key, unit.column), []).append(measured)
     notes = _notes(config, missing)
-    if config.what == "figure2":
+    if config.what == "figure2" and not config.list:
         root.mkdir(parents=True, exist_ok=True)
         notes += compare_neighbours(units, root / "figure2.png")
     datasets = tuple(table.columns) if scale.dataset is None else (scale.dataset,)

@@ -27,7 +27,7 @@ class SearchConfig(RunOptions):
     method: str = "pamkd"
     """How the learners teach each other (docs/methods.md)."""
     learners: int = 2
-    """K. With 1 nobody teaches: plain DARTS."""
+    """K, a leader of okddip included. With 1 nobody teaches: plain DARTS."""
     order: Literal["first", "second"] = "second"
     """Hypergradient: first order keeps the direct term only."""
     hypergradient: Literal["finite", "exact"] = "finite"

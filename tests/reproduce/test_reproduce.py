@@ -85,7 +85,7 @@ def test_runs_are_shared_and_not_repeated(smoke, capsys):
 def test_list_runs_nothing(tmp_path, capsys):
     paths = reproduce(ReproduceConfig("figure2", scale="small", out=tmp_path, list=True))
     said = capsys.readouterr().out
-    assert said.count("to run ") == 6 * 5 and "--transfer l2w" in said and "pamkd evaluate --run" in said
+    assert said.count("to run ") == 6 * 5 and "--transfer l2w" in said and "--transfer grs" not in said and "pamkd evaluate --run" in said
     assert not list(tmp_path.rglob("config.yaml")) and "–" in paths[0].read_text()
 
 
