@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "ops": {"reference", "kernels", "_ext"},
     "spaces": {"ops", "reference", "data"},
     "data": {"_host"},
-    "trilevel": {"spaces"},
+    "trilevel": {"spaces", "ops"},
     "transfer": {"trilevel", "spaces", "ops", "reference", "data"},
     "methods": {"transfer", "trilevel", "spaces"},
     "runs": {"methods", "transfer", "trilevel", "spaces", "data", "version"},

@@ -75,7 +75,6 @@ def implementation(operation: str, device: str) -> str | None:
     return None if language in UNAVAILABLE else language
 
 
-@torch.compiler.assume_constant_result  # runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost
 def _eager(operation: str, device: str) -> bool:
     if (operation, device) not in _warned:
         _warned.add((operation, device))
@@ -84,6 +83,11 @@ def _eager(operation: str, device: str) -> bool:
         why = f"but {UNAVAILABLE[language]}" if language else f"none for {device}"
         warnings.warn(f"pamkd.ops.{operation} has kernels for {built}, {why}: the slower eager composition is used", stacklevel=4)
     return False
+
+
+# It runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost. This is all that
+# torch.compiler.assume_constant_result does, which would import the compiler, and Triton, with every `import pamkd`.
+_eager._dynamo_marked_constant = True
 
 
 def deny_double_backward(name: str, advice: str) -> None:
