@@ -55,6 +55,7 @@ ON_MATRIX_INSTRUCTIONS = {
 READING_WIDE = {
     "pairwise_cosine.gram_kernel": "d",
     "group_min_similarity.gather_kernel": "d",
+    "flat_update.squares_kernel": "size",
     "flat_update.sgd_kernel": "size",
     "flat_update.perturb_kernel": "size",
     "batch_norm_statistics.chunk_kernel": "c",
@@ -242,7 +243,7 @@ def matrix_launches() -> None:
     """The channels of a supernet's cells, 64 images of 32 x 32, and channels that no tile divides."""
     from pamkd.kernels.batch_norm_statistics import batch_norm_statistics
     from pamkd.kernels.covariance import covariance
-    from pamkd.kernels.node_mixture import node_mixture, node_mixture_backward
+    from pamkd.kernels.node_mixture import MAX_CHANNELS, node_mixture, node_mixture_backward
 
     for dtype in (*FULL, torch.bfloat16, torch.float16):
         small = torch.float64 if dtype == torch.float64 else torch.float32
@@ -250,6 +251,8 @@ def matrix_launches() -> None:
             d = meta(1, 8, 64 * 1024, c, dtype=dtype)
             batch_norm_statistics(d[0])
             covariance(d[0])
+            if c > MAX_CHANNELS:
+                continue
             pointwise, mix = meta(1, 8, c, c, dtype=small), meta(1, 8, dtype=small)
             y, *kept = node_mixture(d, pointwise, mix, 1e-5)
             node_mixture_backward(y, d, pointwise, mix, *kept)

@@ -106,7 +106,7 @@ def covariance(d: Tensor) -> tuple[Tensor, Tensor]:
     check_grid("covariance", tiles=tiles * tiles, sets=sets)
     chunk_kernel[(chunks, tiles * tiles, sets)](
         d, chunk_mean, products, n, c, rows,
-        BLOCK=64, BLOCK_C=block_c, PRECISION=dot_precision(d.dtype, dtype), num_warps=4, num_stages=2,
+        BLOCK=64, BLOCK_C=block_c, PRECISION=dot_precision(d.dtype, dtype), num_warps=4, num_stages=1,
     )  # fmt: skip
     merge_kernel[(parts, sets)](chunk_mean, products, mean, result, n, c, rows, chunks, BLOCK_I=16, BLOCK_C=block_c, num_warps=4)
     return mean, result

@@ -16,7 +16,7 @@ from pamkd.kernels._shared import check_grid, number
 PIECES = 256  # of a vector at most; one program sums the squares of each
 
 
-@triton.jit(do_not_specialize=["size", "blocks"])
+@triton.jit(do_not_specialize=["blocks"])
 def squares_kernel(x_ptr, partial_ptr, size, blocks, BLOCK: tl.constexpr):
     """x [M, size] -> partial [M, pieces]: a piece is `blocks` blocks of BLOCK."""
     piece, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)

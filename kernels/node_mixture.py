@@ -6,7 +6,7 @@ so that no P_o d_o is ever written. With M_o = sum over pixels of g (d_o - mean_
 g_z = diag(M_o P_o^T) / sigma_o, the gradients of w_o, P_o and d_o are sum(g_z), diag(a_o) (M_o - diag(g_z / sigma_o) P_o Cov(d_o)) and
 P_o^T diag(a_o) (g - mean g) - P_o^T diag(a_o g_z / (n sigma_o)) P_o (d_o - mean_o).
 
-Up to 64 channels in and out. float32, float64; bfloat16 and float16 maps with statistics, weights and sums in float32.
+Up to 32 channels in and out. float32, float64; bfloat16 and float16 maps with statistics, weights and sums in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pamkd.kernels._shared import check_grid, dot_precision, number
 from pamkd.kernels.batch_norm_statistics import chunking
 from pamkd.kernels.covariance import covariance
 
-MAX_CHANNELS = 64
+MAX_CHANNELS = 32  # one tile; tiles of 64 spill registers
 
 
 @triton.jit
@@ -260,7 +260,7 @@ def node_mixture_backward(
     check_grid("node_mixture_backward", branches=all_branches)
     moments_kernel[(chunks, all_branches)](
         grad, d, mean, moments, sums, branches, n, k, c, rows,
-        BLOCK=64, **blocks, PRECISION=dot_precision(d.dtype, mean.dtype), num_warps=4, num_stages=2,
+        BLOCK=64, **blocks, PRECISION=dot_precision(d.dtype, mean.dtype), num_warps=4, num_stages=1,
     )  # fmt: skip
     gradients_kernel[(all_branches,)](
         moments, sums, pointwise, mix, mean, cov, inv_std, d_pointwise, d_mix, from_grad, from_map, constant, n, k, c, chunks,
