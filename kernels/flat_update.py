@@ -103,7 +103,7 @@ def _squares(x: Tensor) -> Tensor:
     blocks = max(1, triton.cdiv(size, 1024 * PIECES))
     pieces = max(1, triton.cdiv(size, 1024 * blocks))
     partial = x.new_empty(sets, pieces)
-    squares_kernel[(pieces, sets)](x, partial, size, blocks, BLOCK=1024, num_warps=4)
+    squares_kernel[(pieces, sets)](x, partial, size, blocks, BLOCK=1024, num_warps=8)
     return partial
 
 
