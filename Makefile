@@ -5,11 +5,12 @@ SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 # Two pytest workers per machine of two cores; each runs PyTorch on one thread (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help install demo test lint sanitize test-torch dist clean
+.PHONY: help install demo test lint test-gpu sanitize test-torch dist clean
 
 help:
 	@echo "make demo        search, evaluate and report on handwritten digits, with all set-up"
 	@echo "make test        lint and tests, with all set-up"
+	@echo "make test-gpu    the kernels' tests and pamkd doctor on a GPU, under compute-sanitizer too if it is installed"
 	@echo "make sanitize    the operations' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make test-torch  one wheel under the oldest supported and the newest PyTorch"
 	@echo "make dist        sdist and wheel in dist/"
@@ -39,6 +40,12 @@ lint: install
 
 test: lint
 	$(PYTEST)
+
+test-gpu: install
+	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: PyTorch finds no CUDA device here")'
+	$(BIN)/python -m pytest tests/kernels tests/cuda
+	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/kernels tests/cuda; fi
+	$(BIN)/pamkd doctor
 
 sanitize: install
 	PAMKD_CUDA=OFF PAMKD_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build --build-lib build/sanitized

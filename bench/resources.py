@@ -39,6 +39,32 @@ TYPES = {
 }
 
 
+# Kernels that are built on matrix instructions, in every configuration.
+ON_MATRIX_INSTRUCTIONS = {
+    "pairwise_cosine.gram_kernel",
+    "pairwise_cosine.gram_backward_kernel",
+    "group_min_similarity.gather_kernel",
+    "covariance.chunk_kernel",
+    "node_mixture.weights_kernel",
+    "node_mixture.mixture_kernel",
+    "node_mixture.moments_kernel",
+    "node_mixture.gradients_kernel",
+    "node_mixture.maps_backward_kernel",
+}
+# Kernels that read 16 bytes at a time, where the width of their rows is a multiple of 16.
+READING_WIDE = {
+    "pairwise_cosine.gram_kernel": "d",
+    "group_min_similarity.gather_kernel": "d",
+    "flat_update.squares_kernel": "size",
+    "flat_update.sgd_kernel": "size",
+    "flat_update.perturb_kernel": "size",
+    "batch_norm_statistics.chunk_kernel": "c",
+    "covariance.chunk_kernel": "c",
+    "node_mixture.mixture_kernel": "c",
+    "node_mixture.maps_backward_kernel": "c",
+}
+
+
 @dataclass(frozen=True)
 class Chip:
     """Limits of one multiprocessor (CUDA programming guide, technical specifications per compute capability)."""
@@ -147,6 +173,10 @@ def compiled(launch: Launch, chip: Chip) -> Resources:
         found.problems.append(f"{spilled} bytes per thread spill")
     if shared > chip.shared_per_block:
         found.problems.append(f"{shared} bytes of shared memory do not fit in {chip.shared_per_block}")
+    if found.kernel in ON_MATRIX_INSTRUCTIONS and found.matrix == "none":
+        found.problems.append("no matrix instruction")
+    if READING_WIDE.get(found.kernel) in launch.aligned and not found.wide_access:
+        found.problems.append("no access of 16 bytes")
     return found
 
 
@@ -197,8 +227,39 @@ def grs_launches() -> None:
             grs_loss.grs_loss_backward(loss, e, e, *kept, 0.01, True, True, True)
 
 
+def update_launches() -> None:
+    """Weight sets whose length is and is not a multiple of 16, with and without clipping."""
+    from pamkd.kernels import flat_update
+
+    for dtype in FULL:
+        for size in (1930624, 1930618):
+            weights = meta(2, size, dtype=dtype)
+            for clip in (0.0, 5.0):
+                flat_update.sgd_update(weights, weights, weights, 0.025, 0.9, 3e-4, clip)
+            flat_update.perturb(weights, weights, 0.01)
+
+
+def matrix_launches() -> None:
+    """The channels of a supernet's cells, 64 images of 32 x 32, and channels that no tile divides."""
+    from pamkd.kernels.batch_norm_statistics import batch_norm_statistics
+    from pamkd.kernels.covariance import covariance
+    from pamkd.kernels.node_mixture import MAX_CHANNELS, node_mixture, node_mixture_backward
+
+    for dtype in (*FULL, torch.bfloat16, torch.float16):
+        small = torch.float64 if dtype == torch.float64 else torch.float32
+        for c in (16, 32, 64, 20, 36):
+            d = meta(1, 8, 64 * 1024, c, dtype=dtype)
+            batch_norm_statistics(d[0])
+            covariance(d[0])
+            if c > MAX_CHANNELS:
+                continue
+            pointwise, mix = meta(1, 8, c, c, dtype=small), meta(1, 8, dtype=small)
+            y, *kept = node_mixture(d, pointwise, mix, 1e-5)
+            node_mixture_backward(y, d, pointwise, mix, *kept)
+
+
 # Operations -> calls of their launchers that reach every configuration.
-LAUNCHES: dict[str, Callable[[], None]] = {"grs": grs_launches}
+LAUNCHES: dict[str, Callable[[], None]] = {"grs": grs_launches, "flat_update": update_launches, "matrices": matrix_launches}
 
 
 def launches(names: list[str]) -> list[Launch]:
@@ -219,8 +280,12 @@ def main() -> int:
     parser.add_argument("operations", nargs="*", default=list(LAUNCHES), help=f"of {', '.join(LAUNCHES)}; all by default")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="compilations at a time")
+    parser.add_argument("--quick", action="store_true", help="one configuration of each kernel, as the tests do")
     options = parser.parse_args()
-    todo = [(launch, chip) for launch in launches(options.operations) for chip in CHIPS]
+    found = launches(options.operations)
+    if options.quick:
+        found = list({(launch.module, launch.kernel): launch for launch in reversed(found)}.values())
+    todo = [(launch, chip) for launch in found for chip in CHIPS]
     rows: list[Resources] = []
     print(f"{'kernel':52} {'sm':>3} {'regs':>5} {'spill':>5} {'shared':>7} {'occ.':>5} {'matrix':6} {'16 B':5} configuration")
     with ProcessPoolExecutor(options.jobs) as pool:

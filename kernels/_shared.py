@@ -15,12 +15,16 @@ def number(x, dtype: tl.constexpr):
     return (tl.zeros((1,), tl.float64) + x).to(dtype)
 
 
-def dot_precision(dtype: torch.dtype) -> str:
-    """`input_precision` of `tl.dot`: float32 products in three TF32 passes, which keep its accuracy, or in one where the program
-    allows TF32 (`torch.set_float32_matmul_precision("high")`, `torch.backends.cuda.matmul.allow_tf32`)."""
-    if dtype != torch.float32:
+def dot_precision(dtype: torch.dtype, computed: torch.dtype | None = None) -> str:
+    """`input_precision` of `tl.dot` of inputs of a dtype, converted to `computed` where that is given.
+
+    float32 products take three TF32 passes, which keep its accuracy, or one where the program allows TF32
+    (`torch.set_float32_matmul_precision("high")`, `torch.backends.cuda.matmul.allow_tf32`) or the numbers came from a dtype that
+    is no finer.
+    """
+    if (computed or dtype) != torch.float32:
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
 def check_grid(operation: str, **sizes: int) -> None:

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._shared import check_grid, dot_precision
-from .pairwise_cosine import cosine_tile, gram, row_scale
+from pamkd.kernels._shared import check_grid, dot_precision
+from pamkd.kernels.pairwise_cosine import cosine_tile, gram, row_scale
 
 FEW_ROWS = 1024  # up to here the reverse index is one kernel, beyond it a sort
 ANY_PAIR: tl.constexpr = tl.constexpr(2**62)  # an order later than that of every pair

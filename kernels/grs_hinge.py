@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._shared import check_grid, number
+from pamkd.kernels._shared import check_grid, number
 
 
 @triton.jit

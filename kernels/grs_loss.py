@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._shared import check_grid, number
-from .group_min_similarity import (
+from pamkd.kernels._shared import check_grid, number
+from pamkd.kernels.group_min_similarity import (
     FEW_ROWS,
     group_min_similarity,
     group_minima,
@@ -22,8 +22,8 @@ from .group_min_similarity import (
     store_row_gradient,
     weighted_partners,
 )
-from .grs_hinge import difference, difference_gradient, grs_hinge, hinge
-from .pairwise_cosine import gram
+from pamkd.kernels.grs_hinge import difference, difference_gradient, grs_hinge, hinge
+from pamkd.kernels.pairwise_cosine import gram
 
 
 @triton.jit

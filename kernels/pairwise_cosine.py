@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._shared import check_grid, dot_precision
+from pamkd.kernels._shared import check_grid, dot_precision
 
 
 @triton.jit
@@ -166,10 +166,10 @@ def pairwise_cosine_backward(grad: Tensor, embeddings: Tensor, cosine: Tensor, s
     embeddings = embeddings.contiguous()
     sets, n, d = embeddings.shape
     out = torch.empty_like(embeddings)
-    block_d = 16 if embeddings.dtype == torch.float64 else 64
+    block_d = 64
     check_grid("pairwise_cosine_backward", columns=triton.cdiv(d, block_d), sets=sets)
     gram_backward_kernel[(triton.cdiv(n, 32), triton.cdiv(d, block_d), sets)](
         grad.contiguous(), embeddings, cosine, scale, out, n, d,
-        BLOCK=32, BLOCK_D=block_d, PRECISION=dot_precision(embeddings.dtype), num_warps=8, num_stages=1,
+        BLOCK=32, BLOCK_D=block_d, PRECISION=dot_precision(embeddings.dtype), num_warps=8, num_stages=2,
     )  # fmt: skip
     return out

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pamkd import _ext
-from pamkd.ops._library import EXAMPLES, IMPLEMENTATIONS, Example
+from pamkd.ops._library import EXAMPLES, IMPLEMENTATIONS, Example, implementation
 from pamkd.version import __version__
 
 # Largest difference from float64, relative to the largest value of a result or gradient, that counts as right. GPUs may run
 # their matrix products in TF32 where a program allows it, so these are not test tolerances but signs of health.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
+EAGER = "eager composition"
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors", "tyro", "scikit-learn", "tensorboard", "onnx", "onnxruntime")
 
 
@@ -37,7 +38,7 @@ class DoctorConfig:
 
 def doctor(config: DoctorConfig) -> int:
     """Print the findings; 0 when everything works, else 1."""
-    found = {"versions": versions(), "build": build(), "devices": devices()}
+    found = {"versions": versions(), "build": build(), "devices": devices(), "implementations": implementations()}
     found["operations"] = [
         check(name, example, device, dtype, config.rounds)
         for device in found["devices"]
@@ -77,10 +78,15 @@ def devices() -> dict[str, str]:
     return found
 
 
+def implementations() -> dict[str, dict[str, str]]:
+    """Operation -> type of device -> what computes it, also on types of device that this machine does not have."""
+    return {name: {device: implementation(name, device) or EAGER for device in ("cpu", "cuda")} for name in IMPLEMENTATIONS}
+
+
 def check(name: str, example: Example, device: str, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """One operation forward and backward: largest relative error against float64 on the CPU, time against eager."""
-    kernel = IMPLEMENTATIONS[name].get(torch.device(device).type)
-    row = {"operation": name, "device": device, "dtype": str(dtype).removeprefix("torch."), "implementation": kernel or "eager composition"}
+    kernel = implementation(name, torch.device(device).type) or EAGER
+    row = {"operation": name, "device": device, "dtype": str(dtype).removeprefix("torch."), "implementation": kernel}
     row |= {"error": None, "ms": None, "eager_ms": None, "problem": None}
     try:
         with warnings.catch_warnings():
@@ -135,6 +141,12 @@ def _text(found: dict[str, Any]) -> str:
     lines = ["versions: " + ", ".join(f"{name} {version or 'not installed'}" for name, version in found["versions"].items())]
     lines += [f"{name}: {value}" for name, value in found["build"].items()]
     lines += [f"device {name}: {value}" for name, value in found["devices"].items()]
+    lines += [
+        f"{name} uses " + ", ".join(f"{kernel} on {device}" for device, kernel in devices.items())
+        for name, devices in found["implementations"].items()
+    ]
+    if not any(device.startswith("cuda") for device in found["devices"]):
+        lines.append("no CUDA device here: the kernels for cuda were not run by this check (docs/gpu.md says what ever was)")
     lines.append(f"\n{'operation':22} {'device':7} {'dtype':8} {'implementation':18} {'error':>9} {'ms':>9} {'eager ms':>9}")
     for row in found["operations"]:
         figures = "".join(f"{'-' if row[key] is None else format(row[key], form):>10}" for key, form in FIGURES.items())

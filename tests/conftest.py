@@ -20,6 +20,12 @@ from pamkd.trilevel.step import Learner
 INPUTS, HIDDEN, CLASSES, ROWS = 5, 6, 3, 12
 
 
+# Without a GPU, Triton kernels run in Triton's interpreter. It must be chosen before anything imports Triton; tests that compile
+# kernels do so in processes without this variable.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
 @pytest.fixture(autouse=True)
 def reproducible():
     torch.manual_seed(0)

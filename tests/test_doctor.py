@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from pamkd import doctor as module
 from pamkd.doctor import DoctorConfig, check, doctor
+from pamkd.ops import _library
 from pamkd.ops._library import EXAMPLES, Example
 
 
@@ -48,3 +51,17 @@ def test_extension_that_failed_to_load_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(module._ext, "PROBLEM", "the C++ extension is built but failed to load")
     assert doctor(DoctorConfig(rounds=1)) == 1
     assert "extension: the C++ extension is built but failed to load" in capsys.readouterr().out
+
+
+def test_every_operation_is_listed_on_every_type_of_device(monkeypatch, capsys):
+    """Also where there is no such device, and where the kernels' language is not installed: then one warning says why."""
+    assert module.implementations()["grs_loss"] == {"cpu": "C++", "cuda": "Triton"}
+    monkeypatch.setitem(_library.UNAVAILABLE, "Triton", "Triton is not installed (pip install triton)")
+    monkeypatch.setattr(_library, "_warned", set())
+    assert doctor(DoctorConfig(rounds=1)) == 0
+    text = capsys.readouterr().out
+    assert "grs_loss uses C++ on cpu, eager composition on cuda" in text
+    assert torch.cuda.is_available() or "no CUDA device here" in text
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    with pytest.warns(UserWarning, match="grs_loss has kernels for cpu and cuda, but Triton is not installed"):
+        assert not _library.has_kernel("grs_loss", on_gpu)

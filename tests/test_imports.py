@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "ops": {"reference", "kernels", "_ext"},
     "spaces": {"ops", "reference", "data"},
     "data": {"_host"},
-    "trilevel": {"spaces"},
+    "trilevel": {"spaces", "ops"},
     "transfer": {"trilevel", "spaces", "ops", "reference", "data"},
     "methods": {"transfer", "trilevel", "spaces"},
     "runs": {"methods", "transfer", "trilevel", "spaces", "data", "version"},
@@ -56,7 +56,7 @@ def test_imports_go_one_way(path):
 
 def test_kernels_never_import_the_package():
     for path in (PACKAGE.parent / "kernels").rglob("*.py"):
-        assert not imported(path), path
+        assert imported(path) <= {"kernels"}, path
 
 
 def test_import_is_light():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,6 +18,9 @@ COMPILED: dict[str, tuple[str, ...]] = {}
 
 # Public operation -> device type -> what computes it. Every other device uses the eager composition of pamkd.reference.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {}
+
+# Language -> why its kernels cannot be used here. Triton is looked for, not imported.
+UNAVAILABLE = {} if importlib.util.find_spec("triton") else {"Triton": "Triton is not installed (pip install triton)"}
 
 
 class Example(NamedTuple):
@@ -37,6 +42,19 @@ def define(schema: str, *, compiled: tuple[str, ...] = ("CPU",)) -> None:
     COMPILED[schema.split("(")[0]] = compiled
 
 
+def triton_kernels(stem: str, *operations: str) -> None:
+    """Implement operations on CUDA by the functions of the same names in `pamkd.kernels.<stem>`, imported when first called."""
+
+    def lazy(name: str) -> Callable:
+        def call(*arguments):
+            return getattr(importlib.import_module(f"pamkd.kernels.{stem}"), name)(*arguments)
+
+        return call
+
+    for name in operations:
+        LIB.impl(name, lazy(name), "CUDA")
+
+
 def register(operation: Callable, reference: Callable, arguments: Callable[[], tuple], **implementations: str) -> None:
     """Put a public operation on the list that `pamkd doctor` checks; `implementations` is device=language."""
     IMPLEMENTATIONS[operation.__name__] = implementations
@@ -46,20 +64,30 @@ def register(operation: Callable, reference: Callable, arguments: Callable[[], t
 def has_kernel(operation: str, tensor: Tensor) -> bool:
     """Whether `operation` has a kernel for the tensor's device; where not, says once that the eager composition is used."""
     device = tensor.device.type
-    if device not in IMPLEMENTATIONS[operation]:
+    if implementation(operation, device) is None:
         return _eager(operation, device)
     return True
 
 
-@torch.compiler.assume_constant_result  # runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost
+def implementation(operation: str, device: str) -> str | None:
+    """What computes `operation` on a type of device here, or None where the eager composition does."""
+    language = IMPLEMENTATIONS[operation].get(device)
+    return None if language in UNAVAILABLE else language
+
+
 def _eager(operation: str, device: str) -> bool:
     if (operation, device) not in _warned:
         _warned.add((operation, device))
         built = " and ".join(IMPLEMENTATIONS[operation]) or "no device in this build"
-        warnings.warn(
-            f"pamkd.ops.{operation} has kernels for {built}, none for {device}: the slower eager composition is used", stacklevel=4
-        )
+        language = IMPLEMENTATIONS[operation].get(device)
+        why = f"but {UNAVAILABLE[language]}" if language else f"none for {device}"
+        warnings.warn(f"pamkd.ops.{operation} has kernels for {built}, {why}: the slower eager composition is used", stacklevel=4)
     return False
+
+
+# It runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost. This is all that
+# torch.compiler.assume_constant_result does, which would import the compiler, and Triton, with every `import pamkd`.
+_eager._dynamo_marked_constant = True
 
 
 def deny_double_backward(name: str, advice: str) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pamkd import reference
 from pamkd.ops._embeddings import check_embeddings, check_groups, example_embeddings, example_groups, widened
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
 # `scale` [L, N] is 1 / max(norm, 1e-8) of each row, kept for the backward pass.
 define("group_min_similarity(Tensor embeddings, Tensor groups) -> (Tensor similarity, Tensor pairs, Tensor scale)")
@@ -31,7 +31,8 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
     Raises:
         TypeError: embeddings not floating point, or groups not int64.
         ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, tensors on different devices; a group
-            index out of range, NaN or infinity in a row (the CPU kernel names the index and the row).
+            index out of range, NaN or infinity in a row (on the CPU; on CUDA, where nothing waits for the
+            device, the similarity of such a group is NaN).
         NotImplementedError: differentiated twice.
     """
     check_embeddings("group_min_similarity", "embeddings", embeddings)
@@ -67,10 +68,12 @@ def _backward(ctx, grad, *_):
 
 
 torch.library.register_autograd("pamkd::group_min_similarity", _backward, setup_context=_setup, lib=LIB)
+triton_kernels("group_min_similarity", "group_min_similarity", "group_min_similarity_backward")
 deny_double_backward("pamkd::group_min_similarity_backward", "use pamkd.reference.group_min_similarity")
 register(
     group_min_similarity,
     reference.group_min_similarity,
     lambda: (example_embeddings(2, 0), example_groups(24, 5)),
     cpu="C++",
+    cuda="Triton",
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pamkd import reference
 from pamkd.ops._embeddings import widened
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
 define("grs_hinge(Tensor teacher, Tensor student, float eps) -> Tensor")
 define("grs_hinge_backward(Tensor grad, Tensor teacher, Tensor student, float eps) -> (Tensor, Tensor)")
@@ -67,5 +67,6 @@ def _example() -> tuple:
 
 
 torch.library.register_autograd("pamkd::grs_hinge", _backward, setup_context=_setup, lib=LIB)
+triton_kernels("grs_hinge", "grs_hinge", "grs_hinge_backward")
 deny_double_backward("pamkd::grs_hinge_backward", "use pamkd.reference.grs_hinge")
-register(grs_hinge, reference.grs_hinge, _example, cpu="C++")
+register(grs_hinge, reference.grs_hinge, _example, cpu="C++", cuda="Triton")

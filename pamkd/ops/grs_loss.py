@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pamkd import reference
 from pamkd.ops._embeddings import check_embeddings, check_groups, example_embeddings, example_groups, widened
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
 # Kept for the backward pass, of teachers and then students: the similarities [K, P, 2], the rows that have them
 # [K, P, 2, 2], and 1 / max(norm, 1e-8) of all rows [K, N].
@@ -50,7 +50,8 @@ def grs_loss(
     Raises:
         TypeError: a dtype that is not usable, or differs between teacher and student.
         ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, different devices, unknown reduction; a
-            group index out of range, NaN or infinity in a row (the CPU kernel names the index and the row).
+            group index out of range, NaN or infinity in a row (on the CPU; on CUDA, where nothing waits for the
+            device, the similarity of such a group is NaN).
         NotImplementedError: differentiated twice.
     """
     if reduction not in ("sum", "mean"):
@@ -114,5 +115,6 @@ def _example() -> tuple:
 
 
 torch.library.register_autograd("pamkd::grs_loss", _backward, setup_context=_setup, lib=LIB)
+triton_kernels("grs_loss", "grs_loss", "grs_loss_backward")
 deny_double_backward("pamkd::grs_loss_backward", "use pamkd.reference.grs_loss")
-register(grs_loss, reference.grs_loss, _example, cpu="C++")
+register(grs_loss, reference.grs_loss, _example, cpu="C++", cuda="Triton")

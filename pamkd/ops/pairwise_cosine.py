@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pamkd import reference
 from pamkd.ops._embeddings import check_embeddings, example_embeddings, widened
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
 # `scale` [L, N] is 1 / max(norm, 1e-8) of each row, kept for the backward pass.
 define("pairwise_cosine(Tensor embeddings) -> (Tensor cosine, Tensor scale)")
@@ -26,7 +26,7 @@ def pairwise_cosine(embeddings: Tensor) -> Tensor:
 
     Raises:
         TypeError: not floating point.
-        ValueError: not [L, N, D], or empty; NaN or infinity in a row (the CPU kernel names it).
+        ValueError: not [L, N, D], or empty; NaN or infinity in a row (on the CPU; on CUDA its cosines are NaN).
         NotImplementedError: differentiated twice.
     """
     check_embeddings("pairwise_cosine", "embeddings", embeddings)
@@ -58,5 +58,6 @@ def _backward(ctx, grad, _):
 
 
 torch.library.register_autograd("pamkd::pairwise_cosine", _backward, setup_context=_setup, lib=LIB)
+triton_kernels("pairwise_cosine", "pairwise_cosine", "pairwise_cosine_backward")
 deny_double_backward("pamkd::pairwise_cosine_backward", "use pamkd.reference.pairwise_cosine")
-register(pairwise_cosine, reference.pairwise_cosine, lambda: (example_embeddings(2, 0),), cpu="C++")
+register(pairwise_cosine, reference.pairwise_cosine, lambda: (example_embeddings(2, 0),), cpu="C++", cuda="Triton")

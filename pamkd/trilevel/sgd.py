@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pamkd.ops import sgd_update
+
 
 @dataclass(frozen=True)
 class SGD:
@@ -31,6 +33,8 @@ class SGD:
         All vectors [num_weights]. dw'/dgradient is -lr * c: the step size that the hypergradient sees. Differentiable
         with respect to the gradient. `norm` stands for ||gradient|| where weights are clipped together with others.
         """
+        if norm is None and not self.nesterov:
+            return sgd_update(weights, buffer, gradient, lr, self.momentum, self.weight_decay, self.clip)
         coefficient = self.clip_coefficient(torch.linalg.vector_norm(gradient.detach()) if norm is None else norm.detach())
         decayed = coefficient * gradient + self.weight_decay * weights
         buffer = self.momentum * buffer + decayed

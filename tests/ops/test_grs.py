@@ -252,7 +252,7 @@ def test_device_without_kernel_warns_once():
         for _ in range(2):
             ops.pairwise_cosine(torch.empty(1, 4, 3, device="meta"))
     assert [str(w.message) for w in caught] == [
-        "pamkd.ops.pairwise_cosine has kernels for cpu, none for meta: the slower eager composition is used"
+        "pamkd.ops.pairwise_cosine has kernels for cpu and cuda, none for meta: the slower eager composition is used"
     ]
 
 

@@ -1,0 +1,47 @@
+"""The Triton kernels on a GPU, or on CPU tensors in Triton's interpreter where there is none."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from tests.kernels.device import DEVICE
+
+GRS = ("pairwise_cosine", "group_min_similarity", "grs_hinge", "grs_loss")
+KERNELS = {stem: (stem, f"{stem}_backward") for stem in GRS} | {"flat_update": ("sgd_update", "perturb")}
+
+
+@pytest.fixture
+def through_operations():
+    """The public operations on `DEVICE` use the Triton kernels: on a GPU they do anyway, on the CPU in place of the C++ kernels."""
+    if DEVICE == "cuda":
+        yield
+        return
+    library = torch.library.Library("pamkd", "IMPL")
+    for stem, names in KERNELS.items():
+        for name in names:
+            library.impl(name, getattr(importlib.import_module(f"pamkd.kernels.{stem}"), name), "CPU", allow_override=True)
+    yield
+    library._destroy()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def products_of_bfloat16():
+    """Triton's interpreter keeps bfloat16 as the bits of integers, which its matrix product multiplies as integers: convert first."""
+    if DEVICE == "cuda":
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder, multiply = interpreter.interpreter_builder, interpreter.interpreter_builder.create_dot
+
+    def create_dot(a, b, *rest):
+        a, b = (builder.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return multiply(a, b, *rest)
+
+    builder.create_dot = create_dot
+    yield
+    del builder.create_dot
