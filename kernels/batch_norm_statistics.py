@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from pamkd.kernels._shared import check_grid
+from torch import Tensor
 
 CHUNKS = 256  # of rows at most
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from pamkd.kernels._shared import check_grid, dot_precision
+from torch import Tensor
 
 
 @triton.jit
