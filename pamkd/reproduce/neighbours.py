@@ -68,19 +68,19 @@ def nearest_rows(embedding: Tensor, count: int) -> Tensor:
 
 
 def picture_grid(dataset: ImageDataset, nearest: Mapping[str, Tensor], path: Path, seed: int) -> None:
-    """One row for each query: the query, then its neighbours under each embedding, with a gap between."""
+    """One row for each query: the query, then its neighbours under each embedding, with gaps between."""
     from PIL import Image
 
     queries = torch.randperm(len(dataset), generator=generator(seed, "queries"))[:QUERIES]
     _, height, width = dataset.image_shape
     across = 1 + len(nearest) * NEIGHBOURS
-    size = (across * width * ZOOM + len(nearest) * GAP, QUERIES * height * ZOOM)
+    size = (across * width * ZOOM + len(nearest) * GAP, QUERIES * (height * ZOOM + GAP) - GAP)
     sheet = Image.new("RGB", size, "white")
     for line, query in enumerate(queries.tolist()):
         rows = [(0, query)] + [(1 + block, row) for block, found in enumerate(nearest.values()) for row in found[query].tolist()]
         for place, (block, row) in enumerate(rows):
             pixels, _ = dataset.read(torch.tensor([row]))
             picture = Image.fromarray(pixels[0].expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-            where = (place * width * ZOOM + block * GAP, line * height * ZOOM)
+            where = (place * width * ZOOM + block * GAP, line * (height * ZOOM + GAP))
             sheet.paste(picture.resize((width * ZOOM, height * ZOOM), Image.Resampling.NEAREST), where)
     sheet.save(path)

@@ -123,4 +123,4 @@ def test_figure2_shows_neighbours(tmp_path):
     paths = reproduce(ReproduceConfig("figure2", scale="smoke", rows=rows, seeds=(0,), out=tmp_path, threads=1))
     assert "of the query's class: grs" in paths[0].read_text()
     with Image.open(tmp_path / "smoke" / "figure2.png") as picture:
-        assert picture.size == (9 * 8 * 4 + 12, 8 * 8 * 4)
+        assert picture.size == (9 * 8 * 4 + 2 * 6, 8 * (8 * 4 + 6) - 6)
