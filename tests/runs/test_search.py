@@ -156,7 +156,8 @@ def test_damaged_checkpoint_stops_resumption(pictures, tiny, tmp_path):
     out = tmp_path / "run"
     Search(SearchConfig(out=out, tensorboard=False, **tiny)).run(*pictures)
     path = out / CHECKPOINT
-    path.write_bytes(path.read_bytes()[:-7])
+    for file in (path, checkpoint.previous(path)):
+        file.write_bytes(file.read_bytes()[:-7])
     rows = (out / "metrics.jsonl").read_bytes()
     with pytest.raises(CheckpointError, match="damaged"):
         Search(SearchConfig(out=out, resume=True, tensorboard=False, **tiny)).run(*pictures)
