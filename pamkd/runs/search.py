@@ -113,10 +113,11 @@ class Search:
         )
 
     def _validation_batches(self, dataset: Dataset, classes: int, plain: Callable | None) -> Batches:
-        """All images once, in batches of nearly equal size: BatchNorm takes its statistics from them."""
+        """All images once, in batches of nearly equal size and one fixed random order: BatchNorm takes its statistics from a batch,
+        and those of one class would be others."""
         config, count = self.config, len(dataset) if isinstance(dataset, Sized) else 0
         size = math.ceil(count / max(1, math.ceil(count / config.batch_size)))
-        options = {"classes": classes, "device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
+        options = {"classes": classes, "device": config.device, "workers": config.workers, "drop_last": False}
         return Batches(dataset, None, size, seed=config.seed, stream="check", augment=plain, **options)
 
     def _facts(self, supernet: Supernet, images: Tensor) -> dict[str, Any]:

@@ -179,7 +179,8 @@ class ReluConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # On smaller maps, which come with more channels, PyTorch's matrix product outweighs what fusing saves.
-        if self.training and x.device.type == "cpu" and x.shape[2] * x.shape[3] >= 1024:
+        pointwise = self.op[1].kernel_size == (1, 1)
+        if pointwise and self.training and x.device.type == "cpu" and x.shape[2] * x.shape[3] >= 1024:
             return _fused(x, None, *self.op[1:])
         return self.op(x)
 

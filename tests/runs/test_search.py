@@ -15,6 +15,7 @@ from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.search import Search
 from pamkd.trilevel.passes import Diverged
+from tests.runs.conftest import Pictures
 from tests.runs.interrupted import InterruptedAt
 
 TIMES = ("seconds", "images_per_s")
@@ -65,6 +66,15 @@ def test_warmup_leaves_architectures_at_their_start(pictures, tiny):
 def test_learning_from_pictures(pictures, tiny):
     """The three classes differ in their mean: a search that trains its weights tells them apart better than chance."""
     result = pamkd.Search(**tiny | {"epochs": 8, "lr": 0.1}).run(*pictures)
+    assert max(result.valid_accuracy) > 0.6
+
+
+def test_validation_mixes_classes_that_lie_apart(tiny):
+    """A folder of pictures lists class after class; BatchNorm on batches of one class would make its loss meaningless."""
+    train, valid = Pictures(64, seed=0), Pictures(60, seed=1)
+    order = valid.tensors[1].argsort()
+    valid.tensors = tuple(tensor[order] for tensor in valid.tensors)
+    result = pamkd.Search(**tiny | {"epochs": 6, "lr": 0.1}).run(train, valid)
     assert max(result.valid_accuracy) > 0.6
 
 
