@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = [*SIZES, "compile", "linear"]
     parser.add_argument("--cases", nargs="+", default=cases, choices=cases)
-    parser.add_argument("--compile-limit", type=float, default=600, help="seconds for torch.compile")
+    parser.add_argument("--compile-limit", type=float, default=120, help="seconds for torch.compile")
     parser.add_argument("--peak-of", nargs=2, metavar=("CASE", "CANDIDATE"), help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     bench = Bench("supernet", parser, rounds=7)
