@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import Augment, Batches, derived_seed, generator, load_dataset, number_of_classes
+from pamkd.data import Batches, derived_seed, generator, load_dataset, number_of_classes
 from pamkd.runs import checkpoint
+from pamkd.runs.augmentation import augmentations
 from pamkd.runs.errors import CheckpointError, Interrupted
 from pamkd.runs.evaluate_config import EvaluateConfig, find_genotype
 from pamkd.runs.export import save_network, weights_name
@@ -290,12 +291,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     genotype = find_genotype(config)
     where = {"image_size": config.image_size, "download": config.download}
     train, test = (load_dataset(config.dataset, config.data, train=part, **where) for part in (True, False))
-    digits, imagenet = config.dataset == "digits", config.dataset == "imagenet"
-    padding = config.crop_padding if config.crop_padding is not None else 0 if digits or imagenet else train.image_shape[1] // 8
-    flip = config.flip if config.flip is not None else not digits
-    whole = {"resized_crop": imagenet, "color_jitter": imagenet}
-    augment = Augment(train.mean, train.std, padding=padding, flip=flip, cutout=config.cutout, **whole)
-    plain = Augment(train.mean, train.std)
+    augment, plain = augmentations(config, train, color_jitter=True)
     dataset = {"name": config.dataset, "fingerprint": train.fingerprint(), "test_fingerprint": test.fingerprint()}
     dataset |= {"classes": list(train.classes), "train": len(train), "test": len(test), "mean": list(train.mean), "std": list(train.std)}
     result = Evaluation(config).run(genotype, train, test, augment=augment, plain=plain, facts={"dataset": dataset})

@@ -53,7 +53,8 @@ class RandomConfig(RunOptions):
         self.require(self.space in SPACES, "space", f"one of {', '.join(SPACES)}")
         self.require(self.samples >= 1, "samples", "1 or more")
         self.require(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")
-        self.require(not self.resume, "resume", "nothing: a random search is not resumed; its samples are short")
+        for option in ("resume", "max_time", "tensorboard"):
+            self.require(not getattr(self, option), option, "nothing: a random search is not resumed and writes no curves")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from pamkd.data import IMAGENET_SHARES, Augment, ImageDataset, halves, load_dataset
+from pamkd.runs.augmentation import augmentations
 
 
 class SearchData(NamedTuple):
@@ -24,13 +25,8 @@ class DataOptions(Protocol):
 
 def load_halves(config: DataOptions) -> SearchData:
     dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
-    digits, imagenet = config.dataset == "digits", config.dataset == "imagenet"
-    train, valid = halves(dataset.labels, config.seed, IMAGENET_SHARES if imagenet else config.train_portion)
-    size = dataset.image_shape[1]
-    padding = config.crop_padding if config.crop_padding is not None else 0 if digits or imagenet else size // 8
-    flip = config.flip if config.flip is not None else not digits
-    augment = Augment(dataset.mean, dataset.std, padding=padding, flip=flip, cutout=config.cutout, resized_crop=imagenet)
-    plain = Augment(dataset.mean, dataset.std, padding=0, flip=False, cutout=0)
+    train, valid = halves(dataset.labels, config.seed, IMAGENET_SHARES if config.dataset == "imagenet" else config.train_portion)
+    augment, plain = augmentations(config, dataset)
     facts = {
         "dataset": {
             "name": config.dataset,

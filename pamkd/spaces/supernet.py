@@ -227,16 +227,18 @@ class Supernet(ABC):
 
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
         """weights [num_weights], images [n, image_channels, h, w] with h, w >= 8 -> logits [n, classes], embedding [n, d]."""
-        embedding = self.feature_map(weights, alphas, images).mean((2, 3))
-        views = self.layout.views(weights)
+        views = self.layout.views(weights)  # once: its backward pass concatenates all gradients
+        embedding = self._feature_map(views, alphas, images).mean((2, 3))
         return Output(F.linear(embedding, views["classifier.weight"], views["classifier.bias"]), embedding)
 
     def feature_map(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Tensor:
         """What is pooled to the embedding: [n, d, h', w']."""
+        return self._feature_map(self.layout.views(weights), alphas, images)
+
+    def _feature_map(self, views: dict[str, Tensor], alphas: Tensor, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
-        views = self.layout.views(weights)
         last = self._states(views, self.sample(alphas), images.contiguous(memory_format=torch.channels_last))
         if self.affine_tail:
             last = F.relu(affine_norm(last, views, "lastact.0"))

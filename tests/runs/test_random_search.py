@@ -33,7 +33,13 @@ def test_run_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"space": "x"}, "one of darts"), ({"samples": 0}, "1 or more"), ({"resume": True}, "not resumed")]
+    ("options", "message"),
+    [
+        ({"space": "x"}, "one of darts"),
+        ({"samples": 0}, "1 or more"),
+        ({"resume": True}, "not resumed"),
+        ({"max_time": "1h"}, "max_time is"),
+    ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(OptionError, match=message):
