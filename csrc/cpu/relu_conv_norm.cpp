@@ -104,10 +104,10 @@ template <class T>
 void first_layers(const Plan& p, const Kernels<T>& k, const T* x, bool depthwise, const Packed<T>& packed, const Scratch<T>& s) {
   k.pass.block(x, p.in, p.in, s.x.get(), p.pixels());
   if (!depthwise) {
-    k.pass.fill(s.x.get(), nullptr, nullptr, true, dense(s.d.get(), p.h, p.w), p.groups, p.h, p.w);
+    k.pass.fill(s.x.get(), p.pixels() * kBlock, nullptr, nullptr, true, dense(s.d.get(), p.h, p.w), p.groups, p.h, p.w);
     return;
   }
-  k.pass.fill(s.x.get(), nullptr, nullptr, true, s.tile.from(0), p.groups, p.h, p.w);
+  k.pass.fill(s.x.get(), p.pixels() * kBlock, nullptr, nullptr, true, s.tile.from(0), p.groups, p.h, p.w);
   k.stencil.depthwise(p.k, p.dilation, p.stride, false, s.tile.read(p.pad()), packed.dw.get(), dense(s.d.get(), p.to_h, p.to_w), p.groups,
                       p.to_h, p.to_w);
 }
@@ -158,7 +158,9 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
     const Scratch<T>& s = scratch[share];
     k.pass.block(grad + i * to_row, p.out, p.out, s.g.get(), p.to_pixels());
     const T* map = z + i * image;
-    k.pass.dots(s.g.get(), 1, &map, mean, sums.get() + share * 2 * lanes, p.to_groups, p.to_pixels());
+    T* to = sums.get() + share * 2 * lanes;
+    k.pass.total(s.g.get(), to, p.to_groups, p.to_pixels());
+    k.pass.dots(s.g.get(), p.to_pixels() * kBlock, 1, &map, p.to_pixels() * kBlock, mean, to + lanes, p.to_groups, p.to_pixels());
   });
   std::vector<double> sum(2 * lanes);
   for (Index share = 0; share < shares.count(); share++)
@@ -178,7 +180,8 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
     const Scratch<T>& s = scratch[share];
     T *pw = partial.get() + share * (pw_size + dw_size), *dw = pw + pw_size, *g = s.g.get();
     k.pass.block(grad + i * to_row, p.out, p.out, g, p.to_pixels());
-    k.pass.norm_input(g, z + i * image, mean, norm.a.data(), norm.b.data(), norm.g_mean.data(), g, p.to_groups, p.to_pixels());
+    k.pass.norm_input(g, p.to_pixels() * kBlock, z + i * image, p.to_pixels() * kBlock, mean, norm.a.data(), norm.b.data(), norm.g_mean.data(), g,
+                      p.to_pixels() * kBlock, p.to_groups, p.to_pixels());
     first_layers(p, k, x + i * p.pixels() * p.in, depthwise, packed, s);
     if (to.pointwise)
       k.pointwise.weight(s.d.get(), p.to_pixels() * kBlock, p.groups, g, p.to_pixels() * kBlock, pw, p.to_groups, p.to_pixels());
@@ -196,7 +199,7 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
       if (!to.x) return;
       k.stencil.depthwise(p.k, p.dilation, 1, false, s.spread.read(p.pad()), packed.flipped.get(), dense(dx, p.h, p.w), p.groups, p.h, p.w);
     }
-    k.pass.relu_norm_input(dx, s.x.get(), zeros.get(), dx, unused.get() + share * 2 * p.lanes(), p.groups, p.pixels());
+    k.pass.relu_norm_input(dx, p.pixels() * kBlock, s.x.get(), p.pixels() * kBlock, zeros.get(), dx, p.pixels() * kBlock, unused.get() + share * 2 * p.lanes(), p.groups, p.pixels());
     k.pass.unblock(dx, to.x + i * p.pixels() * p.in, p.in, p.in, p.pixels());
   });
   const auto total = [&](Index at) {
