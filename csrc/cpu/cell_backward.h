@@ -10,10 +10,13 @@ class CellBackward {
   CellBackward(const CellRun<T>& run, const T* const* inputs, const T* grad, const T* out, const T* q, const CellGradients<T>& to)
       : run_(run), plan_(run.plan), spec_(run.spec), inputs_(inputs), grad_(grad), out_(out), q_(q), to_(to),
         pixels_(plan_.node_pixels()), image_(pixels_ * plan_.lanes), bypass_(spec_.channels - plan_.c), width_(spec_.nodes * spec_.channels) {
-    Index most = 0;
-    for (const EdgePlan& edge : plan_.edges)
-      most = std::max(most, Index(std::count_if(edge.convs.begin(), edge.convs.end(), [](const Conv& conv) { return conv.separable; })));
-    dq_ = Buffer<T>(most * plan_.map());
+    Index halves = 0, taps = 0, convs = 0;
+    for (const EdgePlan& edge : plan_.edges) {
+      Index halves_here = 0, taps_here = 0;
+      for (const Conv& conv : edge.convs) halves_here += conv.separable, taps_here += conv.taps;
+      halves = std::max(halves, halves_here), taps = std::max(taps, taps_here), convs = std::max(convs, Index(edge.convs.size()));
+    }
+    dq_ = Buffer<T>(halves * plan_.map()), z_ = Buffer<T>(convs * plan_.map()), d_ = Buffer<T>(taps * plan_.map());
     for (Index i = 0; i < spec_.nodes; i++) {
       mixture_.emplace_back(plan_.map());
       rest_.emplace_back(plan_.n * pixels_ * bypass_);
@@ -47,11 +50,11 @@ class CellBackward {
         std::memset(to, 0, size * sizeof(T));
       } else {
         const T* from = grad_ + i * pixels_ * width_ + (state - spec_.inputs) * channels;
-        run_.k.pass.block(from, width_, plan_.c, to, pixels_);
+        run_.k.pass.block(from, width_, plan_.c, false, to, pixels_);
         for (Index p = 0; p < pixels_ && bypass_; p++)
           std::memcpy(rest.get() + (i * pixels_ + p) * bypass_, from + p * width_ + plan_.c, bypass_ * sizeof(T));
       }
-      run_.k.pass.block(rows + i * h * w * stride, stride, plan_.c, x_.get() + i * size, h * w);
+      run_.k.pass.block(rows + i * h * w * stride, stride, plan_.c, false, x_.get() + i * size, h * w);
     });
     if (state + 1 < plan_.states()) leave(state, g.get(), rest.get(), wanted);
     if (!wanted) return;
@@ -95,7 +98,7 @@ class CellBackward {
     T* const pooled[2] = {used & 1 ? pools_.get() : nullptr, used & 2 ? pools_.get() + plan_.map() : nullptr};
     if (used) run_.run_pools(state, pooled, x_.get(), step);
     Leaving<T> leaving{x_.get(), h, w, step, wanted, {pooled[0], pooled[1]}, {Sums(2 * lanes), Sums(2 * lanes)}, run_.scratch(h, w), {}, {},
-                       dx_.get(), dq_.get()};
+                       dx_.get(), dq_.get(), z_.get(), d_.get()};
     for (Index i = 0; i < run_.shares.count(); i++) {
       leaving.outer.emplace_back(plan_.groups, h, w, kFrame);
       leaving.inner.emplace_back(plan_.groups, plan_.node_h, plan_.node_w, 2);
@@ -211,7 +214,7 @@ class CellBackward {
   const CellGradients<T> to_;
   const Index pixels_, image_, bypass_, width_;
   std::vector<Buffer<T>> mixture_, rest_;  // gradients of every node, before its channels are shuffled
-  Buffer<T> x_, dx_, dq_, pools_;
+  Buffer<T> x_, dx_, dq_, pools_, z_, d_;
 };
 
 }  // namespace pamkd

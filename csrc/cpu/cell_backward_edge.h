@@ -26,12 +26,10 @@ struct Leaving {
   std::vector<Scratch<T>> scratch;
   std::vector<Tile<T>> outer, inner;  // framed gradients of depthwise outputs; `outer` spreads them by the stride
   T* dx;                              // gradient of the rectified state
-  T* dq;                              // of the first halves of an edge
+  T *dq, *z, *d;                      // room for the candidates of an edge
   bool through = false;               // dx holds something
 };
 
-// Nothing that a convolution computes is kept for the batch but the gradients of first halves: a depthwise output and its
-// product are computed anew wherever they are read, while their rows are in the L1 cache.
 template <class T>
 class EdgeBackward {
  public:
@@ -39,11 +37,13 @@ class EdgeBackward {
   EdgeBackward(const CellRun<T>& run, Index e, const T* g, const T* q, const CellGradients<T>& to, Leaving<T>& state)
       : run_(run), plan_(run.plan), k_(run.k), e_(e), edge_(run.spec.edges[e]), edge_plan_(plan_.edges[e]), g_(g), to_(to), state_(state),
         packed_(plan_.pack(edge_plan_, run.weights, true)), pixels_(plan_.node_pixels()), image_(pixels_ * plan_.lanes) {
-    Index slots = 0;
+    Index halves = 0, taps = 0;
     for (const Conv& conv : edge_plan_.convs) {
       if (run.active(e, conv.column)) {
-        works_.push_back({&conv, nullptr, nullptr});
-        if (conv.separable) works_.back().q = q + conv.q * plan_.map(), works_.back().dq = state.dq + slots++ * plan_.map();
+        Work work{&conv, nullptr, nullptr, state.z + Index(works_.size()) * plan_.map(), state.d + taps * plan_.map()};
+        if (conv.separable) work.q = q + conv.q * plan_.map(), work.dq = state.dq + halves++ * plan_.map();
+        works_.push_back(work);
+        taps += conv.taps;
       } else if (to.mix) {
         idle_.push_back({&conv, nullptr, nullptr});
       }
@@ -70,7 +70,7 @@ class EdgeBackward {
   struct Work {
     const Conv* conv;
     const T* q;
-    T* dq;
+    T *dq, *z, *d;  // gradient of q; of the batch, block of rows after block: output, and depthwise output or gathered taps
   };
 
   Sums over_shares(const Buffer<T>& memory, Index size) const {
@@ -124,8 +124,14 @@ class EdgeBackward {
     run_.shares.each([&](Index share, Index i) {
       const T* g = g_ + i * image_;
       T* to = memory_of_sums.get() + share * size;
-      outputs_of(share, i, [&](size_t j, const T* z, Rows rows) {
-        k_.pass.dots(g + place(rows), pixels_ * kBlock, 1, &z, rows_size(rows), means.data() + j * lanes, to + (1 + j) * lanes, plan_.groups,
+      const Scratch<T>& s = state_.scratch[share];
+      each_work(share, i, true, [&](size_t j, Rows rows) {
+        const Conv& conv = *works_[j].conv;
+        T *d = works_[j].d + chunk(i, rows) * conv.taps, *z = works_[j].z + chunk(i, rows);
+        run_.depthwise(conv, conv.separable, packed_.get(), conv.separable ? s.inner : s.tile, conv.separable ? 1 : state_.step, rows, d);
+        run_.product(conv, conv.separable, packed_.get(), d, dense(z, rows.count(), plan_.node_w), rows.count());
+        const T* map = z;
+        k_.pass.dots(g + place(rows), pixels_ * kBlock, 1, &map, rows_size(rows), means.data() + j * lanes, to + (1 + j) * lanes, plan_.groups,
                      rows.count() * plan_.node_w);
       });
       k_.pass.total(g, to, plan_.groups, pixels_);
@@ -151,30 +157,24 @@ class EdgeBackward {
     return true;
   }
 
-  // use(j, z, rows) for all rows of the output of every work, one after the other, in one image; z has these rows alone.
+  // The rows' place in a map of the batch that holds block of rows after block.
+  Index chunk(Index i, Rows rows) const { return i * image_ + rows.begin * plan_.node_w * plan_.lanes; }
+
+  // use(j, rows) for all rows of every work, one after the other, in one image, with the tile that its half of the convolution
+  // reads filled for these rows, where it is asked for.
   template <class Use>
-  void outputs_of(Index share, Index i, const Use& use) const {
+  void each_work(Index share, Index i, bool tiles, const Use& use) const {
     const Scratch<T>& s = state_.scratch[share];
-    bool filled = false;  // the state's tile
+    bool filled = !tiles;  // the state's tile
     for (size_t j = 0; j < works_.size(); j++) {
       const Conv& conv = *works_[j].conv;
-      const bool second = conv.separable;
-      const Tile<T>& tile = second ? s.inner : s.tile;
-      const Index step = second ? 1 : state_.step;
-      run_.by_rows(
-          step, run_.reach(conv), tile.h,
-          [&](Rows rows) {
-            if (second)
-              run_.fill_inner(tile, e_, conv, works_[j].q + i * image_, rows);
-            else if (!filled)
-              run_.fill_tile(tile, state_of(i), rows);
-          },
-          [&](Rows rows) {
-            run_.depthwise(conv, second, packed_.get(), tile, step, rows, s.d.get());
-            run_.product(conv, second, packed_.get(), s.d.get(), dense(s.z.get(), rows.count(), plan_.node_w), rows.count());
-            use(j, s.z.get(), rows);
-          });
-      filled |= !second;
+      const Index step = conv.separable ? 1 : state_.step, h = conv.separable ? plan_.node_h : state_.h;
+      const auto fill = [&](Rows rows) {
+        if (conv.separable && tiles) run_.fill_inner(s.inner, e_, conv, works_[j].q + i * image_, rows);
+        if (!conv.separable && !filled) run_.fill_tile(s.tile, state_of(i), rows);
+      };
+      run_.by_rows(step, run_.reach(conv), h, fill, [&](Rows rows) { use(j, rows); });
+      filled |= !conv.separable;
     }
   }
 
@@ -235,13 +235,15 @@ class EdgeBackward {
         begun = true;
       }
       Index done = 0;
-      outputs_of(share, i, [&](size_t j, const T*, Rows rows) {
+      each_work(share, i, dw, [&](size_t j, Rows rows) {
         const Conv& conv = *works_[j].conv;
-        T *d = s.d.get(), *dz = s.z.get();
+        T *d = s.d.get(), *dz = works_[j].z + chunk(i, rows);
         const Index count = rows.count() * plan_.node_w, row_size = rows_size(rows);
         k_.pass.norm_input(g_ + i * image_ + place(rows), pixels_ * kBlock, dz, row_size, statistic(conv, 2), norms[j].a.data(), norms[j].b.data(),
                            norms[j].g_mean.data(), dz, row_size, plan_.groups, count);
-        if (dw) k_.pointwise.weight(d, row_size, plan_.groups * conv.taps, dz, row_size, dw + conv.pw[conv.separable], plan_.groups, count);
+        if (dw)
+          k_.pointwise.weight(works_[j].d + chunk(i, rows) * conv.taps, row_size, plan_.groups * conv.taps, dz, row_size,
+                              dw + conv.pw[conv.separable], plan_.groups, count);
         if (conv.gathered) {
           if (state_.wanted) scatter(conv, dz, rows, d, dx);
         } else if (!conv.separable) {

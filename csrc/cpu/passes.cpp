@@ -218,72 +218,78 @@ void add_inside(Map<const T> from, T* g, Index groups, Index h, Index width) {
     }
 }
 
-// The first COUNT channels of a vector; the copies have constant sizes.
-template <class T, int COUNT>
-PAMKD_INLINE void block_group(const T* rows, Index stride, T* map, Index pixels) {
-  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
-    V<T> v = {};
-    __builtin_memcpy(&v, rows, COUNT * sizeof(T));
-    store(map, v);
+// f.operator()<COUNT>(pixel, group) for all blocks of channels of all pixels; COUNT, the channels that a block has in rows, is
+// a constant, so that copies of so many have constant sizes.
+template <class F>
+PAMKD_INLINE void each_block(Index channels, Index pixels, const F& f) {
+  const Index whole = channels / kBlock;
+  for (Index p = 0; p < pixels && whole; p++)
+    for (Index g = 0; g < whole; g++) f.template operator()<kBlock>(p, g);
+#define PAMKD_COUNT(count) \
+  case count:              \
+    for (Index p = 0; p < pixels; p++) f.template operator()<count>(p, whole); \
+    break;
+  switch (channels % kBlock) {
+    PAMKD_COUNT(1) PAMKD_COUNT(2) PAMKD_COUNT(3) PAMKD_COUNT(4) PAMKD_COUNT(5) PAMKD_COUNT(6) PAMKD_COUNT(7)
   }
+#undef PAMKD_COUNT
 }
-
-template <class T, int COUNT>
-PAMKD_INLINE void unblock_group(const T* map, T* rows, Index stride, Index pixels) {
-  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
-    const V<T> v = load(map);
-    __builtin_memcpy(rows, &v, COUNT * sizeof(T));
-  }
-}
-
-template <class T, int COUNT>
-PAMKD_INLINE void norm_unblock_group(const T* map, V<T> mean, V<T> a, V<T> c, T* rows, Index stride, Index pixels) {
-  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
-    const V<T> v = a * (load(map) - mean) + c;
-    __builtin_memcpy(rows, &v, COUNT * sizeof(T));
-  }
-}
-
-#define PAMKD_COUNTS(f, ...)         \
-  switch (count) {                   \
-    case 1: f<T, 1>(__VA_ARGS__); break; \
-    case 2: f<T, 2>(__VA_ARGS__); break; \
-    case 3: f<T, 3>(__VA_ARGS__); break; \
-    case 4: f<T, 4>(__VA_ARGS__); break; \
-    case 5: f<T, 5>(__VA_ARGS__); break; \
-    case 6: f<T, 6>(__VA_ARGS__); break; \
-    case 7: f<T, 7>(__VA_ARGS__); break; \
-    default: f<T, 8>(__VA_ARGS__);   \
-  }
 
 template <class T>
-void block(const T* rows, Index stride, Index channels, T* map, Index pixels) {
-  for (Index c = 0; c < channels; c += kBlock, map += pixels * kBlock) {
-    const Index count = channels - c < kBlock ? channels - c : kBlock;
-    PAMKD_COUNTS(block_group, rows + c, stride, map, pixels)
-  }
+PAMKD_INLINE V<T> positive(V<T> x) {
+  return x <= 0 ? V<T>{} : x;  // keeps a NaN
+}
+
+template <class T, bool RELU>
+void block_as(const T* rows, Index stride, Index channels, T* map, Index pixels) {
+  each_block(channels, pixels, [&]<Index COUNT>(Index p, Index g) __attribute__((always_inline)) {
+    V<T> v = {};
+    __builtin_memcpy(&v, rows + p * stride + g * kBlock, COUNT * sizeof(T));
+    store(map + (g * pixels + p) * kBlock, RELU ? positive<T>(v) : v);
+  });
+}
+
+template <class T>
+void block(const T* rows, Index stride, Index channels, bool rectify, T* map, Index pixels) {
+  if (rectify)
+    block_as<T, true>(rows, stride, channels, map, pixels);
+  else
+    block_as<T, false>(rows, stride, channels, map, pixels);
 }
 
 template <class T>
 void unblock(const T* map, T* rows, Index stride, Index channels, Index pixels) {
-  for (Index c = 0; c < channels; c += kBlock, map += pixels * kBlock) {
-    const Index count = channels - c < kBlock ? channels - c : kBlock;
-    PAMKD_COUNTS(unblock_group, map, rows + c, stride, pixels)
-  }
+  each_block(channels, pixels, [&]<Index COUNT>(Index p, Index g) __attribute__((always_inline)) {
+    const V<T> v = load(map + (g * pixels + p) * kBlock);
+    __builtin_memcpy(rows + p * stride + g * kBlock, &v, COUNT * sizeof(T));
+  });
+}
+
+template <class T>
+void unblock_positive(const T* map, const T* x, T* rows, Index stride, Index channels, Index pixels) {
+  each_block(channels, pixels, [&]<Index COUNT>(Index p, Index g) __attribute__((always_inline)) {
+    const Index at = p * stride + g * kBlock;
+    V<T> sign = {};
+    __builtin_memcpy(&sign, x + at, COUNT * sizeof(T));
+    const V<T> v = sign > 0 ? load(map + (g * pixels + p) * kBlock) : V<T>{};
+    __builtin_memcpy(rows + at, &v, COUNT * sizeof(T));
+  });
 }
 
 template <class T>
 void norm_unblock(const T* map, const T* mean, const T* a, const T* c, T* rows, Index stride, Index channels, Index pixels) {
-  for (Index g = 0; g < channels; g += kBlock, map += pixels * kBlock) {
-    const Index count = channels - g < kBlock ? channels - g : kBlock;
-    PAMKD_COUNTS(norm_unblock_group, map, load(mean + g), load(a + g), load(c + g), rows + g, stride, pixels)
-  }
+  each_block(channels, pixels, [&]<Index COUNT>(Index p, Index g) __attribute__((always_inline)) {
+    const Index k = g * kBlock;
+    const V<T> v = load(a + k) * (load(map + (g * pixels + p) * kBlock) - load(mean + k)) + load(c + k);
+    __builtin_memcpy(rows + p * stride + k, &v, COUNT * sizeof(T));
+  });
 }
 
 template <class T>
 const PassKernels<T>& table() {
   static constexpr PassKernels<T> kernels{fill<T>,            moments<T>,    mix<T>,        total<T>, dots<T>,    norm_input<T>,
-                                          relu_norm_input<T>, relu_input<T>, add_inside<T>, block<T>, unblock<T>, norm_unblock<T>};
+                                          relu_norm_input<T>, relu_input<T>, add_inside<T>, block<T>, unblock<T>,  unblock_positive<T>,
+                                          norm_unblock<T>};
   return kernels;
 }
 

@@ -30,9 +30,11 @@ struct PassKernels {
   void (*relu_input)(const T* dx, const T* x, T* g, Index groups, Index pixels);
   // g += the inside of a framed map
   void (*add_inside)(Map<const T> from, T* g, Index groups, Index h, Index width);
-  // Between [pixels, channels] rows of `stride` elements and blocked maps; padding channels become 0.
-  void (*block)(const T* rows, Index stride, Index channels, T* map, Index pixels);
+  // Between [pixels, channels] rows of `stride` elements and blocked maps, of max(x, 0) where `relu`; padding channels become 0.
+  void (*block)(const T* rows, Index stride, Index channels, bool relu, T* map, Index pixels);
   void (*unblock)(const T* map, T* rows, Index stride, Index channels, Index pixels);
+  // unblock of the map where x, rows as those written, is positive, else 0
+  void (*unblock_positive)(const T* map, const T* x, T* rows, Index stride, Index channels, Index pixels);
   // unblock of a * (map - mean) + c
   void (*norm_unblock)(const T* map, const T* mean, const T* a, const T* c, T* rows, Index stride, Index channels, Index pixels);
 };
