@@ -31,7 +31,8 @@ from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
 from pamkd.trilevel.curvature import architecture_eigenvalue
-from pamkd.trilevel.passes import Batch, Diverged
+from pamkd.trilevel.finite import Diverged
+from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.step import Learner
 
 

@@ -42,7 +42,7 @@ class SearchState:
     def _fresh(self, k: int, supernet: Supernet, alphas: Tensor, *names: str | int) -> Learner:
         v, w = (supernet.init_weights(generator(self.config.seed, name, k, *names)) for name in ("v", "w"))
         v = v if self.method.two_sets else torch.empty(0)
-        return Learner.create(supernet, *(tensor.to(self.config.device) for tensor in (alphas, v, w)))
+        return Learner.create(supernet, *(tensor.to(self.config.device) for tensor in (alphas, v, w)), k)
 
     def _adam(self) -> torch.optim.Adam:
         config = self.config
@@ -101,7 +101,7 @@ class SearchState:
             weights = {name: value for name, value in learner.tensors.items() if name != "alphas"}
             weights = {name: copied(value, following.weights_source) if len(value) else value for name, value in weights.items()}
             alphas = copied(learner.alphas.detach(), following.alphas_source)
-            self.learners[k] = Learner(following.supernet, alphas.requires_grad_(), **weights)
+            self.learners[k] = Learner(following.supernet, alphas.requires_grad_(), **weights, number=k)
             adam[k] = {name: value if name == "step" else copied(value, following.alphas_source) for name, value in adam[k].items()}
         self.method.start(self.learners)
         self.optimizer = self._adam()
@@ -131,7 +131,7 @@ class SearchState:
             network = self.learners[k].network.restructured(structure)
             names = self.learners[k].tensors
             values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in names}
-            self.learners[k] = Learner(network, **values)
+            self.learners[k] = Learner(network, **values, number=k)
             self.learners[k].alphas.requires_grad_()
         self.method.start(self.learners)
         self.method.load({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})

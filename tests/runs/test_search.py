@@ -14,7 +14,7 @@ from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.search import Search
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 from tests.runs.conftest import Pictures
 from tests.runs.interrupted import InterruptedAt
 
