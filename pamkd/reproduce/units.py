@@ -19,7 +19,6 @@ from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.options import FREE, RunOptions, to_dict
 from pamkd.runs.search import search
 
-
 Options = TypeVar("Options", bound=RunOptions)
 
 
