@@ -14,7 +14,7 @@ from pamkd.methods.method import Phase, StepReport
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError
 from pamkd.runs.method import method_of
-from pamkd.runs.options import FREE, to_dict
+from pamkd.runs.options import first_difference, fixed
 from pamkd.spaces.supernet import Moment, Supernet
 from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.passes import Batch
@@ -161,11 +161,10 @@ class SearchState:
         return tensors, meta | {"structures": [learner.network.structure for learner in self.learners]}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        config = fixed(self.config)
-        different = [name for name, value in config.items() if meta["config"].get(name) != value]
-        if different:
-            name = different[0]
-            was, now = meta["config"].get(name), config[name]
+        """Take over what `snapshot` gave. Raises CheckpointError for that of a run with other options or of another supernet."""
+        different = first_difference(self.config, meta["config"])
+        if different is not None:
+            name, was, now = different
             raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {now!r}: resume with the same options")
         for name in self.PLACE:
             setattr(self, name, meta[name])
@@ -174,6 +173,8 @@ class SearchState:
             network = self.learners[k].network.restructured(structure)
             names = self.learners[k].tensors
             values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in names}
+            if len(values["w"]) != network.num_weights:
+                raise CheckpointError(f"the checkpoint has {len(values['w'])} weights, not the {network.num_weights} of this supernet")
             self.learners[k] = Learner(network, **values, number=k)
             self.learners[k].alphas.requires_grad_()
         self.method.start(self.learners)
@@ -191,11 +192,6 @@ def copied(old: Tensor, source: Tensor) -> Tensor:
     """new[i] = old.flatten()[source[i]], 0 where source is negative (gaps of a flat buffer); of the shape of `source`."""
     source = source.to(old.device)
     return torch.where(source >= 0, old.flatten()[source.clamp(min=0)], old.new_zeros(()))
-
-
-def fixed(config: SearchConfig) -> dict[str, Any]:
-    """The options that a continued search must share with the one that it continues."""
-    return {name: value for name, value in to_dict(config).items() if name not in FREE}
 
 
 def finite_or_none(value: Any) -> Any:
