@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pamkd.data.randomness import generator
-from pamkd.ops import disturbed_cell, mixed_cell
+from pamkd.ops import disturbed_cell, mixed_cell, relu_conv_norm
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.mixed_cell import BN_EPS, Disturbance, batch_norm, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
@@ -105,7 +105,7 @@ class Supernet(ABC):
         self.stem, self.drop_path = stem, drop_path
         self.moment = Moment()
         self.lay_out()
-        self._mixed_cell, self._disturbed_cell = mixed_cell, disturbed_cell
+        self._mixed_cell, self._disturbed_cell, self._fused = mixed_cell, disturbed_cell, True
 
     def lay_out(self) -> None:
         """Describe the cells and their weights, as the attributes say."""
@@ -223,6 +223,7 @@ class Supernet(ABC):
         """This supernet over the eager reference of its cells, whose backward pass can be differentiated again."""
         twin = copy.copy(self)
         twin._mixed_cell = twin._disturbed_cell = reference_mixed_cell
+        twin._fused = False
         return twin
 
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
@@ -256,10 +257,15 @@ class Supernet(ABC):
             if cell.reduce_s0:
                 left = factorized_reduce(s0, views[name + "preprocess0.conv_1.weight"], views[name + "preprocess0.conv_2.weight"])
             else:
-                left = _relu_conv_bn(s0, views[name + "preprocess0.op.1.weight"])
-            right = _relu_conv_bn(s1, views[name + "preprocess1.op.1.weight"])
+                left = self._relu_conv_norm(s0, views[name + "preprocess0.op.1.weight"])
+            right = self._relu_conv_norm(s1, views[name + "preprocess1.op.1.weight"])
             s0, s1 = s1, self._cell(i, left, right, views[name + "_ops"], mixtures[cell.spec.reduction])
         return s1
+
+    def _relu_conv_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self._fused and x.device.type == "cpu":
+            return relu_conv_norm(x, None, weight)[0]
+        return batch_norm(F.conv2d(F.relu(x), weight))
 
     def _stem(self, views: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
         if self.stem == "cifar":
@@ -321,10 +327,6 @@ class Supernet(ABC):
                 yield f"cells.{i}.preprocess0.op.1.weight", (spec.channels, c_s0, 1, 1)
             yield f"cells.{i}.preprocess1.op.1.weight", (spec.channels, c_s1, 1, 1)
             yield f"cells.{i}._ops", (spec.num_weights,)
-
-
-def _relu_conv_bn(x: Tensor, weight: Tensor) -> Tensor:
-    return batch_norm(F.conv2d(F.relu(x), weight))
 
 
 def affine_norm(x: Tensor, views: dict[str, Tensor], name: str) -> Tensor:
