@@ -80,6 +80,8 @@ class SearchConfig(RunOptions):
     """Pairs of groups (or triplets, or pairs of images) drawn in each step; default, or 0: the batch size."""
     group_reduction: Literal["sum", "mean"] | None = None
     """Over the pairs of groups: the paper sums, the default; the mean makes lambda independent of their number."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of activations in the passes of V, W and A. Weights, statistics, losses and the passes of finite differences stay float32."""
     lr: float = 0.025
     """Learning rate of V and W at the start; falls to `lr_min` along a cosine."""
     lr_min: float = 0.001

@@ -22,7 +22,7 @@ from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
-from pamkd.runs.options import FREE, to_dict
+from pamkd.runs.numerics import with_numerics
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import multiply_adds
 from pamkd.trilevel.finite import Diverged
@@ -57,6 +57,7 @@ class Evaluation:
             raise TypeError("Evaluation takes an EvaluateConfig or its options, not both")
         self.config = config or EvaluateConfig(**options)
 
+    @with_numerics
     def run(
         self,
         genotype: Architecture,
@@ -279,8 +280,7 @@ class _State:
                 self.optimizer.state[value]["momentum_buffer"] = tensors[f"momentum.{name}"].to(value.device)
 
     def _fixed(self) -> dict[str, Any]:
-        free = (*FREE, "run", "genotype")
-        fixed = {name: value for name, value in to_dict(self.config).items() if name not in free}
+        fixed = {name: value for name, value in self.config.fixed.items() if name not in ("run", "genotype")}
         return fixed | {"architecture": self.genotype.to_json()}
 
 

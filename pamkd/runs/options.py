@@ -53,16 +53,27 @@ class RunOptions:
     """CPU threads; 0: PyTorch's choice."""
     workers: int = 0
     """Processes that decode images of lazily loaded datasets."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time (needs --threads; docs/search.md says what a GPU cannot promise)."""
+    tf32: bool = False
+    """Matrix products and convolutions of float32 in TF32 on a GPU: faster, with 10 bits of mantissa."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
         self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
+        self.require(self.threads or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
         self.require(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
 
     @property
     def seconds(self) -> float | None:
         return None if self.max_time is None else seconds_of(self.max_time)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The options that a continued run must share with the one that it continues."""
+        free = [name for name in FREE if not (self.deterministic and name == "threads")]
+        return {name: value for name, value in to_dict(self).items() if name not in free}
 
     def require(self, condition: bool, name: str, what: str) -> None:
         """Raise OptionError, naming the option and its value, unless the condition holds."""

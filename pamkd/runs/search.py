@@ -23,10 +23,11 @@ from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
+from pamkd.runs.numerics import with_numerics
 from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
-from pamkd.runs.search_state import SearchState, Step, finite_or_none, fixed
+from pamkd.runs.search_state import SearchState, Step, finite_or_none
 from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
@@ -59,6 +60,7 @@ class Search:
             raise TypeError("Search takes a SearchConfig or its options, not both")
         self.config = config or SearchConfig(**{"tensorboard": False} | options)
 
+    @with_numerics
     def run(
         self,
         train: Dataset,
@@ -308,7 +310,7 @@ def _check_same(config: SearchConfig, folder: Path) -> None:
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"--resume: there is no run in {folder} ({CONFIG_NAME} is missing); start it without --resume")
     saved = read_config(folder / CONFIG_NAME)
-    for name, value in fixed(config).items():
+    for name, value in config.fixed.items():
         if saved.get(name) != value:
             raise ValueError(f"--resume: the run in {folder} has {name} {saved.get(name)!r}, not {value!r}; resume with the same options")
 

@@ -14,7 +14,6 @@ from pamkd.methods.method import Phase, StepReport
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError
 from pamkd.runs.method import method_of
-from pamkd.runs.options import FREE, to_dict
 from pamkd.spaces.supernet import Moment, Supernet
 from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.passes import Batch
@@ -157,11 +156,11 @@ class SearchState:
         for k, learner in enumerate(self.learners):
             tensors |= {f"learner.{k}.{name}": value for name, value in learner.tensors.items()}
             tensors |= {f"adam.{k}.{name}": value for name, value in self.optimizer.state[learner.alphas].items()}
-        meta = {name: getattr(self, name) for name in self.PLACE} | {"config": fixed(self.config)}
+        meta = {name: getattr(self, name) for name in self.PLACE} | {"config": self.config.fixed}
         return tensors, meta | {"structures": [learner.network.structure for learner in self.learners]}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        config = fixed(self.config)
+        config = self.config.fixed
         different = [name for name, value in config.items() if meta["config"].get(name) != value]
         if different:
             name = different[0]
@@ -191,11 +190,6 @@ def copied(old: Tensor, source: Tensor) -> Tensor:
     """new[i] = old.flatten()[source[i]], 0 where source is negative (gaps of a flat buffer); of the shape of `source`."""
     source = source.to(old.device)
     return torch.where(source >= 0, old.flatten()[source.clamp(min=0)], old.new_zeros(()))
-
-
-def fixed(config: SearchConfig) -> dict[str, Any]:
-    """The options that a continued search must share with the one that it continues."""
-    return {name: value for name, value in to_dict(config).items() if name not in FREE}
 
 
 def finite_or_none(value: Any) -> Any:

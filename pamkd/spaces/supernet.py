@@ -270,7 +270,7 @@ class Supernet(ABC):
         return s0, affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
 
     def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
-        spec = self.cells[i].spec
+        spec, mix = self.cells[i].spec, mix.to(left.dtype)
         disturbance = draw_disturbance(spec, left, self.random("cell", i), self.skip_dropout, self.drop_path_rate)
         if disturbance is None:
             return self._mixed_cell(left, right, weights, mix, spec)
