@@ -69,12 +69,6 @@ class RunOptions:
     def seconds(self) -> float | None:
         return None if self.max_time is None else seconds_of(self.max_time)
 
-    @property
-    def fixed(self) -> dict[str, Any]:
-        """The options that a continued run must share with the one that it continues."""
-        free = [name for name in FREE if not (self.deterministic and name == "threads")]
-        return {name: value for name, value in to_dict(self).items() if name not in free}
-
     def require(self, condition: bool, name: str, what: str) -> None:
         """Raise OptionError, naming the option and its value, unless the condition holds."""
         if not condition:
@@ -84,6 +78,21 @@ class RunOptions:
 def to_dict(config: Any) -> dict[str, Any]:
     """The options of a configuration as plain values, under the names of the command line and of YAML files."""
     return {_option(field): _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def fixed(config: Any, free: Sequence[str] = FREE) -> dict[str, Any]:
+    """The options that a continued run must share with the one that it continues; of a deterministic one also its threads."""
+    return {name: value for name, value in to_dict(config).items() if name not in free or (name == "threads" and config.deterministic)}
+
+
+def first_difference(config: Any, saved: Mapping[str, Any], free: Sequence[str] = FREE) -> tuple[str, Any, Any] | None:
+    """Name, saved value and value of the first option, but the free ones, that a continuation has otherwise than the saved run.
+
+    An option that the saved run lacks came with a later version: that run had its default.
+    """
+    defaults = to_dict(type(config)())
+    differences = ((name, saved.get(name, defaults[name]), value) for name, value in fixed(config, free).items())
+    return next((difference for difference in differences if difference[1] != difference[2]), None)
 
 
 def save_config(config: Any, path: Path) -> None:

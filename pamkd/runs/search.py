@@ -24,7 +24,7 @@ from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.numerics import with_numerics
-from pamkd.runs.options import CONFIG_NAME, read_config
+from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
 from pamkd.runs.search_state import SearchState, Step, finite_or_none
@@ -93,7 +93,7 @@ class Search:
                 open_folder(config, self._facts(supernet, images) | (facts or {}))
         metrics = Metrics(folder, tensorboard=config.tensorboard)
         if config.resume:
-            state.restore(*checkpoint.load(folder / CHECKPOINT))
+            checkpoint.restore(folder / CHECKPOINT, state.restore)
             metrics.rewind(lambda row: (row["epoch"], row.get("step", math.inf)) < (state.epoch, state.step))
         else:
             self._save(state)  # so that --resume works however early a run is killed
@@ -309,10 +309,10 @@ def entropy(mixtures: Sequence[Tensor]) -> float:
 def _check_same(config: SearchConfig, folder: Path) -> None:
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"--resume: there is no run in {folder} ({CONFIG_NAME} is missing); start it without --resume")
-    saved = read_config(folder / CONFIG_NAME)
-    for name, value in config.fixed.items():
-        if saved.get(name) != value:
-            raise ValueError(f"--resume: the run in {folder} has {name} {saved.get(name)!r}, not {value!r}; resume with the same options")
+    different = first_difference(config, read_config(folder / CONFIG_NAME))
+    if different is not None:
+        name, was, value = different
+        raise ValueError(f"--resume: the run in {folder} has {name} {was!r}, not {value!r}; resume with the same options")
 
 
 def epoch_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

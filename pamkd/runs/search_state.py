@@ -14,6 +14,7 @@ from pamkd.methods.method import Phase, StepReport
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError
 from pamkd.runs.method import method_of
+from pamkd.runs.options import first_difference, fixed
 from pamkd.spaces.supernet import Moment, Supernet
 from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.passes import Batch
@@ -156,23 +157,24 @@ class SearchState:
         for k, learner in enumerate(self.learners):
             tensors |= {f"learner.{k}.{name}": value for name, value in learner.tensors.items()}
             tensors |= {f"adam.{k}.{name}": value for name, value in self.optimizer.state[learner.alphas].items()}
-        meta = {name: getattr(self, name) for name in self.PLACE} | {"config": self.config.fixed}
+        meta = {name: getattr(self, name) for name in self.PLACE} | {"config": fixed(self.config)}
         return tensors, meta | {"structures": [learner.network.structure for learner in self.learners]}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        config = self.config.fixed
-        different = [name for name, value in config.items() if meta["config"].get(name) != value]
-        if different:
-            name = different[0]
-            was, now = meta["config"].get(name), config[name]
+        """Take over what `snapshot` gave. Raises CheckpointError for that of a run with other options or of another supernet."""
+        different = first_difference(self.config, meta["config"])
+        if different is not None:
+            name, was, now = different
             raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {now!r}: resume with the same options")
         for name in self.PLACE:
-            setattr(self, name, meta[name])
+            setattr(self, name, meta.get(name, getattr(self, name)))  # earlier versions did not skip
         self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
         for k, structure in enumerate(meta["structures"]):
             network = self.learners[k].network.restructured(structure)
             names = self.learners[k].tensors
             values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in names}
+            if len(values["w"]) != network.num_weights:
+                raise CheckpointError(f"the checkpoint has {len(values['w'])} weights, not the {network.num_weights} of this supernet")
             self.learners[k] = Learner(network, **values, number=k)
             self.learners[k].alphas.requires_grad_()
         self.method.start(self.learners)
