@@ -22,6 +22,7 @@ from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
+from pamkd.runs.numerics import with_numerics
 from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import multiply_adds
@@ -57,6 +58,7 @@ class Evaluation:
             raise TypeError("Evaluation takes an EvaluateConfig or its options, not both")
         self.config = config or EvaluateConfig(**options)
 
+    @with_numerics
     def run(
         self,
         genotype: Architecture,

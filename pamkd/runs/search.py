@@ -23,6 +23,7 @@ from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
+from pamkd.runs.numerics import with_numerics
 from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
@@ -59,6 +60,7 @@ class Search:
             raise TypeError("Search takes a SearchConfig or its options, not both")
         self.config = config or SearchConfig(**{"tensorboard": False} | options)
 
+    @with_numerics
     def run(
         self,
         train: Dataset,
@@ -278,6 +280,8 @@ def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> S
         supernet = SPACES[config.space](**sizes, **options)
     except TypeError as error:
         raise OptionError(f"space_options are {list(config.space_options)}: space {config.space} does not take them ({error})") from error
+    drawing = "one that draws nothing within a step with --cuda-graphs"
+    config.require(not (config.cuda_graphs and supernet.stochastic), "space", drawing)
     config.require(config.epochs % supernet.stages == 0, "epochs", f"a multiple of {supernet.stages}, the stages of space {config.space}")
     warmup = config.warmup_v_epochs + config.warmup_w_epochs
     config.require(warmup < config.epochs // supernet.stages, "epochs", "more epochs in each stage than both warm-ups take together")
