@@ -1,4 +1,4 @@
-"""The command line: `pamkd search | evaluate | random | lookup | report | reproduce | export | doctor`."""
+"""The command line: `pamkd search | evaluate | random | lookup | report | reproduce | sweep | export | doctor`."""
 
 from __future__ import annotations
 
@@ -84,6 +84,14 @@ def _reproduce(argv: list[str]) -> int:
     return 0
 
 
+def _sweep(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.sweep import SweepConfig, sweep
+
+    return 1 if sweep(tyro.cli(SweepConfig, args=argv, prog="pamkd sweep")) else 0
+
+
 def _doctor(argv: list[str]) -> int:
     import tyro
 
@@ -99,6 +107,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "lookup": (_lookup, "what a table knows of a NAS-Bench-201 cell"),
     "report": (_report, "write one HTML page about a run"),
     "reproduce": (_reproduce, "run what stands behind a table or figure of the paper"),
+    "sweep": (_sweep, "run a grid of searches and evaluations, on SLURM or on this machine"),
     "export": (_export, "write weights, genotype and ONNX of an evaluated network"),
     "doctor": (_doctor, "check every operation on every device of this machine"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +47,8 @@ class Unit:
     def of(cls, row: Row, column: str, seed: int, search: SearchConfig, evaluation: EvaluateConfig, root: Path) -> Unit:
         """The unit with its folders below `root`, named by what is computed: another row that needs the same run finds it."""
         what = {"search": _changed(search), "evaluation": _changed(evaluation)}
-        what = {part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in what.items()}
+        free = {*FREE, "seed", "seeds", "run"} - ({"data"} if search.dataset == "folder" else set())  # which says what the images are
+        what = {part: [pair for pair in pairs if pair[0] not in free] for part, pairs in what.items()}
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
         folder = root / f"{row.method}-{row.space}-{search.dataset}-{digest}" / f"seed-{seed}"
         return cls(
@@ -84,6 +86,16 @@ class Unit:
         """The same by hand."""
         words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in _changed(self.search) if name != "tensorboard")
         return f"pamkd search {words}  &&  pamkd evaluate --run {self.search.out}"
+
+
+def gather(units: Sequence[Unit]) -> dict[tuple[str, str], list[Measured]]:
+    """What the units that are done gave, by row key and column."""
+    found: dict[tuple[str, str], list[Measured]] = {}
+    for unit in units:
+        measured = unit.measured()
+        if measured is not None:
+            found.setdefault((unit.row.key, unit.column), []).append(measured)
+    return found
 
 
 def _continued(config: Options) -> Options:

@@ -157,7 +157,8 @@ class Search:
                         where = f"epoch {epoch} step {state.step}"
                         raise Interrupted(
                             f"{stop.reason} in {where}; "
-                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept")
+                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept"),
+                            stop.signal,
                         )
                 row = self._epoch_row(state, check, phase, lr)
                 collapse = judge([*epoch_rows(metrics.rows), row]) if phase == "search" else None
