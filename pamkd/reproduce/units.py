@@ -47,8 +47,7 @@ class Unit:
     def of(cls, row: Row, column: str, seed: int, search: SearchConfig, evaluation: EvaluateConfig, root: Path) -> Unit:
         """The unit with its folders below `root`, named by what is computed: another row that needs the same run finds it."""
         what = {"search": _changed(search), "evaluation": _changed(evaluation)}
-        free = {*FREE, "seed", "seeds", "run"} - ({"data"} if search.dataset == "folder" else set())  # which says what the images are
-        what = {part: [pair for pair in pairs if pair[0] not in free] for part, pairs in what.items()}
+        what = {part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in what.items()}
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
         folder = root / f"{row.method}-{row.space}-{search.dataset}-{digest}" / f"seed-{seed}"
         return cls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from signal import Signals
 
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 
 
 class OptionError(Exception):

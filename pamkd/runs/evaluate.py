@@ -25,7 +25,7 @@ from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import multiply_adds
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pamkd.runs.logs import write_atomically
 CONFIG_NAME = "config.yaml"  # in a run folder
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
-FREE = ("data", "download", "out", "resume", "overwrite", "max_time", "threads", "workers", "log_every", "tensorboard")
+FREE = ("data", "download", "out", "resume", "overwrite", "max_time", "threads", "workers", "log_every", "tensorboard", "on_divergence")
 
 
 @dataclass(frozen=True)

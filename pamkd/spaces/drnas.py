@@ -57,6 +57,8 @@ class Dirichlet(Staged):
 class DrNas(Dirichlet, Darts):
     """alphas [2, 14, 7, then 4]: DARTS's operations without `none`."""
 
+    stages = 2  # by default
+
     def __init__(self, *, partials: Sequence[int] = (6, 4), keep: Sequence[int] = (4,), **options: Any) -> None:
         super().__init__(partials=partials, keep=keep, **options)
 

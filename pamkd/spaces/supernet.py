@@ -16,7 +16,7 @@ from torch import Tensor
 from pamkd.data.randomness import generator
 from pamkd.ops import disturbed_cell, mixed_cell
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import BN_EPS, batch_norm, factorized_reduce
+from pamkd.reference.mixed_cell import BN_EPS, Disturbance, batch_norm, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
 from pamkd.spaces.disturbance import draw_disturbance
 from pamkd.spaces.genotype import Genotype
@@ -269,9 +269,12 @@ class Supernet(ABC):
         s0 = affine_norm(F.conv2d(F.relu(x), views["stem0.3.weight"], stride=2, padding=1), views, "stem0.4")
         return s0, affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
 
+    def draws(self, i: int, state: Tensor) -> Disturbance | None:
+        """What is drawn inside cell i in this step, for input states like `state`."""
+        return draw_disturbance(self.cells[i].spec, state, self.random("cell", i), self.skip_dropout, self.drop_path_rate)
+
     def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
-        spec = self.cells[i].spec
-        disturbance = draw_disturbance(spec, left, self.random("cell", i), self.skip_dropout, self.drop_path_rate)
+        spec, disturbance = self.cells[i].spec, self.draws(i, left)
         if disturbance is None:
             return self._mixed_cell(left, right, weights, mix, spec)
         return self._disturbed_cell(left, right, weights, mix, spec, disturbance)

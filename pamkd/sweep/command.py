@@ -45,8 +45,7 @@ def sweep(config: SweepConfig) -> int:
     """
     grid = read_grid(config.file)
     root = config.out or Path("runs") / "sweeps" / config.file.stem
-    units = grid.units(root / "runs")
-    members = [Member(unit, root / "locks" / "-".join(unit.search.out.parts[-2:])) for unit in units]
+    members = [Member(unit, root) for unit in grid.units(root)]
     jobs = Jobs(grid, root)
     failed: list[Member] = []
     if config.list:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping
@@ -70,7 +71,10 @@ class Grid:
         return Table(self.path.stem, f"The sweep of {self.path.name}.", {}, rows, self.reference, command="pamkd sweep")
 
     def units(self, root: Path) -> list[Unit]:
-        """One search and evaluation for each row, dataset and seed. Raises ValueError where their options do not go together."""
+        """One search and evaluation for each row, dataset and seed, in folders below `root`/runs; a folder of images has one of its own.
+
+        Raises ValueError where their options do not go together.
+        """
         units = []
         for (made, space, method), dataset in itertools.product(self.rows(), self.datasets):
             where = f"{self.path}, {made.key} on {dataset.label}"
@@ -87,9 +91,10 @@ class Grid:
             except (ValueError, OptionError) as error:
                 raise ValueError(f"{where}: {error}") from error
             evaluation = self._evaluation(search, names, where)
+            images = hashlib.sha256(str(search.data).encode()).hexdigest()[:8] if dataset.name == "folder" else ""
             for seed in self.seeds:
                 configs = dataclasses.replace(search, seed=seed), dataclasses.replace(evaluation, seeds=(seed,))
-                units.append(Unit.of(made, dataset.label, seed, *configs, root))
+                units.append(Unit.of(made, dataset.label, seed, *configs, root / "runs" / images))
         return units
 
     def _evaluation(self, search: SearchConfig, names: Mapping[str, str], where: str) -> EvaluateConfig:

@@ -17,10 +17,10 @@ from pamkd.runs.errors import USER_ERRORS, Interrupted
 
 @dataclass(frozen=True)
 class Member:
-    """A search and its evaluation; `lock` is a file that whoever runs them holds, so that no two processes write into one folder."""
+    """A search and its evaluation in the folder of a sweep."""
 
     unit: Unit
-    lock: Path
+    root: Path
 
     @property
     def name(self) -> str:
@@ -29,7 +29,12 @@ class Member:
     @property
     def key(self) -> str:
         """Unique in the sweep's folder: two members with one key are the same runs."""
-        return "/".join(self.unit.search.out.parts[-2:])
+        return str(self.unit.search.out.relative_to(self.root))
+
+    @property
+    def lock(self) -> Path:
+        """The file that whoever runs the member holds, so that no two processes write into one folder."""
+        return self.root / "locks" / self.key.replace("/", "-")
 
     @property
     def done(self) -> bool:

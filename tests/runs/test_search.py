@@ -16,7 +16,7 @@ from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.search import Search
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 from tests.runs.conftest import Pictures
 from tests.runs.interrupted import InterruptedAt
 
