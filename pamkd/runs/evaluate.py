@@ -143,7 +143,8 @@ class Evaluation:
                             self._save(state)
                             raise Interrupted(
                                 f"{stop.reason} with seed {seed} in epoch {state.epoch} step {state.step}; "
-                                + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept")
+                                + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept"),
+                                stop.signal,
                             )
                     row = state.row(*state.test(test_batches))
                     metrics.write(row)

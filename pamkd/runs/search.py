@@ -23,6 +23,7 @@ from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
+from pamkd.runs.memory import warn_if_short
 from pamkd.runs.numerics import with_numerics
 from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
@@ -84,6 +85,7 @@ class Search:
         check_batches = self._validation_batches(valid, classes, plain)
         images, _ = next(iter(check_batches.epoch(0)))
         supernet = build_supernet(config, classes, images.shape[1])
+        warn_if_short(config, supernet, images[:2])
         state = SearchState(config, supernet)
         folder = config.out
         if folder is not None:
@@ -162,7 +164,8 @@ class Search:
                         where = f"epoch {epoch} step {state.step}"
                         raise Interrupted(
                             f"{stop.reason} in {where}; "
-                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept")
+                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept"),
+                            stop.signal,
                         )
                 row = self._epoch_row(state, check, phase, lr)
                 collapse = judge([*epoch_rows(metrics.rows), row]) if phase == "search" else None
