@@ -1,4 +1,4 @@
-"""The command line: `pamkd search | evaluate | random | lookup | report | reproduce | export | doctor`."""
+"""The command line: `pamkd search | evaluate | random | lookup | report | reproduce | export | replay | doctor`."""
 
 from __future__ import annotations
 
@@ -84,6 +84,16 @@ def _reproduce(argv: list[str]) -> int:
     return 0
 
 
+def _replay(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.runs.replay import ReplayConfig, replay
+
+    text, diverged = replay(tyro.cli(ReplayConfig, args=argv, prog="pamkd replay"))
+    print(text)
+    return 0 if diverged else 1
+
+
 def _doctor(argv: list[str]) -> int:
     import tyro
 
@@ -100,6 +110,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "report": (_report, "write one HTML page about a run"),
     "reproduce": (_reproduce, "run what stands behind a table or figure of the paper"),
     "export": (_export, "write weights, genotype and ONNX of an evaluated network"),
+    "replay": (_replay, "take the step of a search again that diverged"),
     "doctor": (_doctor, "check every operation on every device of this machine"),
 }
 

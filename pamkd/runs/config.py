@@ -100,6 +100,9 @@ class SearchConfig(RunOptions):
     """Of the architectures."""
     arch_clip: float = 0.0
     """Largest gradient norm of one learner's architecture; 0: no clipping."""
+    on_divergence: Literal["stop", "skip"] = "stop"
+    """Where a number of a step is NaN, infinite or a loss above 10000: end, or go on as if the step had not been. Both keep the step
+    in `divergence.safetensors`, which `pamkd replay` takes again."""
     eigenvalue_every: int = 0
     """Epochs between two measurements of the dominant eigenvalue of the architectures' Hessian; 0: none."""
     stop_on_collapse: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 
 
 class OptionError(Exception):

@@ -18,7 +18,7 @@ from pamkd.runs.logs import write_atomically
 CONFIG_NAME = "config.yaml"  # in a run folder
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
-FREE = ("data", "download", "out", "resume", "overwrite", "max_time", "threads", "workers", "log_every", "tensorboard")
+FREE = ("data", "download", "out", "resume", "overwrite", "max_time", "threads", "workers", "log_every", "tensorboard", "on_divergence")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,21 @@ class RunOptions:
 def to_dict(config: Any) -> dict[str, Any]:
     """The options of a configuration as plain values, under the names of the command line and of YAML files."""
     return {_option(field): _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def fixed(config: Any, free: Sequence[str] = FREE) -> dict[str, Any]:
+    """The options that a continued run must share with the one that it continues."""
+    return {name: value for name, value in to_dict(config).items() if name not in free}
+
+
+def first_difference(config: Any, saved: Mapping[str, Any], free: Sequence[str] = FREE) -> tuple[str, Any, Any] | None:
+    """Name, saved value and value of the first option, but the free ones, that a continuation has otherwise than the saved run.
+
+    An option that the saved run lacks came with a later version: that run had its default.
+    """
+    defaults = to_dict(type(config)())
+    differences = ((name, saved.get(name, defaults[name]), value) for name, value in fixed(config, free).items())
+    return next((difference for difference in differences if difference[1] != difference[2]), None)
 
 
 def save_config(config: Any, path: Path) -> None:

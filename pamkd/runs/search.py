@@ -14,25 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import Batches, derived_seed, generator, number_of_classes
+from pamkd.data import Batches, generator, number_of_classes
 from pamkd.methods.method import StepReport
-from pamkd.runs import checkpoint
+from pamkd.runs import bundle, checkpoint
 from pamkd.runs.collapse import judge
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
-from pamkd.runs.options import CONFIG_NAME, read_config
+from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
-from pamkd.runs.search_state import SearchState, finite_or_none, fixed
+from pamkd.runs.search_state import SearchState, Step, finite_or_none
 from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
 from pamkd.trilevel.curvature import architecture_eigenvalue
-from pamkd.trilevel.passes import Batch, Diverged
+from pamkd.trilevel.finite import Diverged
+from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.step import Learner
+
+MAX_SKIPPED = 10  # steps in a row: a search that is lost shall end
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Search:
                 open_folder(config, self._facts(supernet, images) | (facts or {}))
         metrics = Metrics(folder, tensorboard=config.tensorboard)
         if config.resume:
-            state.restore(*checkpoint.load(folder / CHECKPOINT))
+            checkpoint.restore(folder / CHECKPOINT, state.restore)
             metrics.rewind(lambda row: (row["epoch"], row.get("step", math.inf)) < (state.epoch, state.step))
         else:
             self._save(state)  # so that --resume works however early a run is killed
@@ -139,18 +142,18 @@ class Search:
                     method.measure(state.learners, lambda: check.epoch(0))
                 for batch in train.epoch(epoch, state.step):
                     number = epoch * steps + state.step
-                    seed = derived_seed(config.seed, "groups", number)
-                    state.begin("step", number)
-                    report, hypergradient = method.step(
-                        state.learners, Batch(*batch), Batch(*next(valid_stream)), lr=lr, phase=phase, seed=seed
-                    )
-                    if hypergradient is not None:
-                        state.update_alphas(hypergradient)
-                    seconds = watch.lap()
-                    state.add(report, seconds, len(batch[1]))
-                    if state.step % config.log_every == 0:
-                        metrics.write(_step_row(report, epoch, state.step, number))
-                    progress.advance(_status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
+                    inputs = Step(Batch(*batch), Batch(*next(valid_stream)), lr, phase, number)
+                    try:
+                        report = state.take(inputs)
+                    except Diverged as error:
+                        self._diverged(state, inputs, error, metrics, progress)
+                        state.skip(watch.lap())
+                    else:
+                        seconds = watch.lap()
+                        state.add(report, seconds, len(batch[1]))
+                        if state.step % config.log_every == 0:
+                            metrics.write(_step_row(report, epoch, state.step, number))
+                        progress.advance(_status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
                     state.step += 1
                     if stop:
                         self._save(state)
@@ -171,6 +174,20 @@ class Search:
                 watch.lap()
                 state.next_epoch()
                 self._save(state)
+
+    def _diverged(self, state: SearchState, step: Step, error: Diverged, metrics: Metrics, progress: Progress) -> None:
+        """Keep the step in a bundle and note that it is skipped. Raises Diverged where the search shall not or cannot go on."""
+        config, place = self.config, f"epoch {state.epoch + 1} step {state.step}"
+        why = f"{place}: {error}"
+        if config.out is not None:
+            bundle.save(config.out / bundle.BUNDLE, state, step, str(error))
+            why += f" (pamkd replay {config.out / bundle.BUNDLE} takes the step again)"
+        if config.on_divergence == "stop":
+            raise Diverged(why) from error
+        if state.skipped_in_a_row == MAX_SKIPPED:
+            raise Diverged(f"{MAX_SKIPPED} steps were skipped one after the other and the next one is no better; {why}") from error
+        metrics.write({"kind": "skip", "epoch": state.epoch, "step": state.step, "global_step": step.number, "why": str(error)})
+        progress.line(f"skipped {why}")
 
     def _save(self, state: SearchState) -> None:
         if self.config.out is not None:
@@ -196,6 +213,7 @@ class Search:
             "kind": "epoch",
             "epoch": state.epoch,
             "phase": phase,
+            "skipped": state.skipped,
             "train_loss": means["train_loss"],
             "train_loss_v": means["train_loss_v"],
             "valid_loss": [loss for loss, _ in measured],
@@ -289,10 +307,10 @@ def entropy(mixtures: Sequence[Tensor]) -> float:
 def _check_same(config: SearchConfig, folder: Path) -> None:
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"--resume: there is no run in {folder} ({CONFIG_NAME} is missing); start it without --resume")
-    saved = read_config(folder / CONFIG_NAME)
-    for name, value in fixed(config).items():
-        if saved.get(name) != value:
-            raise ValueError(f"--resume: the run in {folder} has {name} {saved.get(name)!r}, not {value!r}; resume with the same options")
+    different = first_difference(config, read_config(folder / CONFIG_NAME))
+    if different is not None:
+        name, was, value = different
+        raise ValueError(f"--resume: the run in {folder} has {name} {was!r}, not {value!r}; resume with the same options")
 
 
 def epoch_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
