@@ -124,3 +124,26 @@ def test_figure2_shows_neighbours(tmp_path):
     assert "of the query's class: grs" in paths[0].read_text()
     with Image.open(tmp_path / "smoke" / "figure2.png") as picture:
         assert picture.size == (9 * 8 * 4 + 2 * 6, 8 * (8 * 4 + 6) - 6)
+
+
+def test_figure1_has_a_bar_for_each_learner(tmp_path):
+    """Before, nobody, MKD, KDCL, AFD and three settings of PAMKD, three learners each, all different; done seeds are kept."""
+    words = {"scale": "smoke", "seeds": (0,), "out": tmp_path, "threads": 1}
+    paths = reproduce(ReproduceConfig("figure1", **words))
+    head, *rows = csv.reader(paths[1].open())
+    assert len(head) == 5 and [row[0] for row in rows][:5] == ["V, before", "W, taught by nobody", "W, MKD", "W, KDCL", "W, AFD"]
+    assert len({tuple(row[1:4]) for row in rows}) == len(rows) == 8
+    assert paths[2].suffix == ".html" and paths[2].read_text().count('class="dot c') == 8 * 3
+    seed = tmp_path / "smoke" / "figure1" / "seed-0.json"
+    before = seed.stat().st_mtime_ns
+    reproduce(ReproduceConfig("figure1", **words))
+    assert seed.stat().st_mtime_ns == before
+
+
+def test_a_folder_of_images_instead_of_digits(tmp_path, capsys):
+    """Other folders than those of digits; and a space whose channels must be divisible takes more of them."""
+    words = ["--scale", "smoke", "--rows", "darts/pamkd", "--space", "drnas", "--list", "--out", str(tmp_path)]
+    assert main(["reproduce", "table5", *words, "--data", "pictures"]) == 0
+    said = capsys.readouterr().out
+    assert "--dataset folder --data pictures --image-size 16" in said and "--channels 12" in said and "--epochs 2" in said
+    assert str(tmp_path / "smoke-images") in said
