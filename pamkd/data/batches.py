@@ -145,7 +145,7 @@ class _Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_ignore_interrupts,
         )
 
     def read(self, keys: list[list[tuple[int, int]]]) -> Iterator[Any]:
@@ -232,6 +232,7 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides when the workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, a batch system's signal every one of a job; the main one decides when the workers end."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

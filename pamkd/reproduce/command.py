@@ -17,7 +17,7 @@ from pamkd.reproduce.figure1 import figure1
 from pamkd.reproduce.neighbours import compare_neighbours
 from pamkd.reproduce.paper import TABLES, Row
 from pamkd.reproduce.scales import SCALES, Scale, columns, evaluation_config, search_config
-from pamkd.reproduce.units import Unit
+from pamkd.reproduce.units import Unit, gather
 from pamkd.reproduce.write import write_table
 
 
@@ -74,17 +74,12 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
             unit.run()
     for sentence in missing:
         print(f"left out: {sentence}", file=sys.stderr)
-    found: dict = {}
-    for unit in units:
-        measured = unit.measured()
-        if measured is not None:
-            found.setdefault((unit.row.key, unit.column), []).append(measured)
     notes = _notes(config, missing)
     if config.what == "figure2" and not config.list:
         root.mkdir(parents=True, exist_ok=True)
         notes += compare_neighbours(units, root / "figure2.png")
     datasets = tuple(table.columns) if scale.dataset is None else (scale.dataset,)
-    return write_table(root / config.what, table, datasets, rows, found, notes)
+    return write_table(root / config.what, table, datasets, rows, gather(units), notes)
 
 
 def _scale(config: ReproduceConfig) -> Scale:

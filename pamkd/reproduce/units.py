@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,6 +85,16 @@ class Unit:
         """The same by hand."""
         words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in _changed(self.search) if name != "tensorboard")
         return f"pamkd search {words}  &&  pamkd evaluate --run {self.search.out}"
+
+
+def gather(units: Sequence[Unit]) -> dict[tuple[str, str], list[Measured]]:
+    """What the units that are done gave, by row key and column."""
+    found: dict[tuple[str, str], list[Measured]] = {}
+    for unit in units:
+        measured = unit.measured()
+        if measured is not None:
+            found.setdefault((unit.row.key, unit.column), []).append(measured)
+    return found
 
 
 def _continued(config: Options) -> Options:

@@ -22,6 +22,7 @@ from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
+from pamkd.runs.numerics import with_numerics
 from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import multiply_adds
@@ -57,6 +58,7 @@ class Evaluation:
             raise TypeError("Evaluation takes an EvaluateConfig or its options, not both")
         self.config = config or EvaluateConfig(**options)
 
+    @with_numerics
     def run(
         self,
         genotype: Architecture,
@@ -141,7 +143,8 @@ class Evaluation:
                             self._save(state)
                             raise Interrupted(
                                 f"{stop.reason} with seed {seed} in epoch {state.epoch} step {state.step}; "
-                                + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept")
+                                + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept"),
+                                stop.signal,
                             )
                     row = state.row(*state.test(test_batches))
                     metrics.write(row)

@@ -23,6 +23,8 @@ from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
+from pamkd.runs.memory import warn_if_short
+from pamkd.runs.numerics import with_numerics
 from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
@@ -59,6 +61,7 @@ class Search:
             raise TypeError("Search takes a SearchConfig or its options, not both")
         self.config = config or SearchConfig(**{"tensorboard": False} | options)
 
+    @with_numerics
     def run(
         self,
         train: Dataset,
@@ -82,6 +85,7 @@ class Search:
         check_batches = self._validation_batches(valid, classes, plain)
         images, _ = next(iter(check_batches.epoch(0)))
         supernet = build_supernet(config, classes, images.shape[1])
+        warn_if_short(config, supernet, images[:2])
         state = SearchState(config, supernet)
         folder = config.out
         if folder is not None:
@@ -160,7 +164,8 @@ class Search:
                         where = f"epoch {epoch} step {state.step}"
                         raise Interrupted(
                             f"{stop.reason} in {where}; "
-                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept")
+                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept"),
+                            stop.signal,
                         )
                 row = self._epoch_row(state, check, phase, lr)
                 collapse = judge([*epoch_rows(metrics.rows), row]) if phase == "search" else None
@@ -278,6 +283,8 @@ def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> S
         supernet = SPACES[config.space](**sizes, **options)
     except TypeError as error:
         raise OptionError(f"space_options are {list(config.space_options)}: space {config.space} does not take them ({error})") from error
+    drawing = "one that draws nothing within a step with --cuda-graphs"
+    config.require(not (config.cuda_graphs and supernet.stochastic), "space", drawing)
     config.require(config.epochs % supernet.stages == 0, "epochs", f"a multiple of {supernet.stages}, the stages of space {config.space}")
     warmup = config.warmup_v_epochs + config.warmup_w_epochs
     config.require(warmup < config.epochs // supernet.stages, "epochs", "more epochs in each stage than both warm-ups take together")

@@ -12,6 +12,7 @@ from torch import Tensor
 from pamkd.data import derived_seed, generator
 from pamkd.methods.method import Phase, StepReport
 from pamkd.runs.config import SearchConfig
+from pamkd.runs.cuda_graph import GraphedStep
 from pamkd.runs.errors import CheckpointError
 from pamkd.runs.method import method_of
 from pamkd.runs.options import first_difference, fixed
@@ -40,6 +41,7 @@ class SearchState:
     def __init__(self, config: SearchConfig, supernet: Supernet) -> None:
         """Fresh learners over a supernet in its first stage."""
         self.config, self.method = config, method_of(config)
+        self._step = GraphedStep(self.method) if config.cuda_graphs else self.method.step
         self.learners = [
             self._fresh(k, supernet, supernet.init_alphas(generator(config.seed, "alphas", k))) for k in range(config.learners)
         ]
@@ -75,7 +77,7 @@ class SearchState:
         self.begin("step", step.number)
         before, method = [dataclasses.replace(learner) for learner in self.learners], self.method.state()
         try:
-            report, hypergradient = self.method.step(
+            report, hypergradient = self._step(
                 self.learners,
                 Batch(*(part.to(self.config.device) for part in step.train)),
                 Batch(*(part.to(self.config.device) for part in step.valid)),
@@ -167,7 +169,7 @@ class SearchState:
             name, was, now = different
             raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {now!r}: resume with the same options")
         for name in self.PLACE:
-            setattr(self, name, meta[name])
+            setattr(self, name, meta.get(name, getattr(self, name)))  # earlier versions did not skip
         self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
         for k, structure in enumerate(meta["structures"]):
             network = self.learners[k].network.restructured(structure)

@@ -159,6 +159,11 @@ class Supernet(ABC):
         return 0.0
 
     @property
+    def stochastic(self) -> bool:
+        """Whether passes of some step of a search draw numbers."""
+        return self.drop_path > 0 or any("noise" in names for reduction in (False, True) for names in self.candidates(reduction))
+
+    @property
     def drop_path_rate(self) -> float:
         """Probability of drop-path at this moment."""
         return self.drop_path * self.moment.epoch / max(1, self.moment.epochs - 1)
@@ -275,6 +280,7 @@ class Supernet(ABC):
 
     def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
         spec, disturbance = self.cells[i].spec, self.draws(i, left)
+        mix = mix.to(left.dtype)
         if disturbance is None:
             return self._mixed_cell(left, right, weights, mix, spec)
         return self._disturbed_cell(left, right, weights, mix, spec, disturbance)
