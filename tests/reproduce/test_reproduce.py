@@ -15,6 +15,8 @@ from pamkd.reproduce.neighbours import nearest_rows
 from pamkd.reproduce.paper import C10, C100, TABLES
 from pamkd.reproduce.scales import SCALES, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
+from pamkd.reproduce.units import Measured
+from pamkd.reproduce.write import cells
 from pamkd.runs.method import method_of
 
 
@@ -80,6 +82,17 @@ def test_runs_are_shared_and_not_repeated(smoke, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == before
     assert main(["reproduce", "table6", "--scale", "smoke", "--rows", "darts/*", "--out", str(out), "--list"]) == 0
     assert capsys.readouterr().out.count("done    darts/") == 4
+
+
+def test_top5_errors_stand_beside_those_of_the_paper():
+    table = TABLES["table3"]
+    key = "pcdarts-imagenet/pamkd"
+    found = {(key, C10): [Measured(seed, 23.0, 6.0 + seed, 1.0, 5e6, 1.0, 1.0) for seed in (0, 1)]}
+    head, body = cells(table, (C10,), table.rows, found)
+    (line,) = (dict(zip(head, entries, strict=True)) for entries in body if entries[0].startswith("Pcdarts + PAMKD"))
+    assert (line["paper: Top-1"], line["paper: Top-5"], line["ours: top-5 error cifar10 (%)"]) == ("22.8", "6.4", "6.50±0.71")
+    head, _ = cells(TABLES["table1"], (C10,), TABLES["table1"].rows, {})
+    assert "paper: Top-5" not in head
 
 
 def test_list_runs_nothing(tmp_path, capsys):
