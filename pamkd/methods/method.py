@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
+from pamkd.distributed import Rows
 from pamkd.trilevel.difference import DEFAULT_FD_STEP
 from pamkd.trilevel.passes import Batch, Passes
 from pamkd.trilevel.sgd import SGD
@@ -30,10 +32,19 @@ class StepReport:
     distill_loss: list[float]  # what others added to the loss of W
     flow: list[list[float]]  # row k was taught by column j with this weight
 
+    @classmethod
+    def of(cls, rows: Rows, flow: Tensor, **here: Sequence[Tensor] | None) -> StepReport:
+        """From flow [K, K] of all learners and numbers of those that are here; what is None or not given is NaN."""
+        known = {name: values for name, values in here.items() if values is not None}
+        each = zip(*known.values(), strict=True)
+        numbers = torch.stack(rows.gather([[value.detach().double() for value in values] for values in each])).tolist()
+        nothing = {name: [math.nan] * len(flow) for name in cls.__dataclass_fields__}
+        return cls(**nothing | dict(zip(known, numbers, strict=True)) | {"flow": flow.tolist()})
+
 
 @dataclass
 class Method:
-    """K learners' steps. The fields that a subclass adds are its options.
+    """K learners' steps. The fields that a subclass adds are its options. Lists of learners hold those that `rows` has here.
 
     `order` "first" leaves out all terms of the hypergradient but the direct one (Darts1st); `exact` takes the
     second-order terms by double backward instead of finite differences. `seed` starts the method's own networks.
@@ -46,6 +57,7 @@ class Method:
     order: Order = "second"
     exact: bool = False
     seed: int = 0
+    rows: Rows = field(default_factory=Rows)
 
     two_sets: ClassVar[bool] = False  # learners have V and W
     learners: ClassVar[tuple[int, float]] = (1, math.inf)  # fewest and most

@@ -26,7 +26,7 @@ class OneSet(Method):
     shared: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        self.parts = BiLevelStep(self.passes, sgd=self.sgd, fd_step=self.fd_step)
+        self.parts = BiLevelStep(self.passes, sgd=self.sgd, fd_step=self.fd_step, rows=self.rows)
         self._set_modules(torch.empty(0))
 
     def _set_modules(self, weights: Tensor) -> None:
@@ -60,7 +60,7 @@ class OneSet(Method):
     def step(
         self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
     ) -> tuple[StepReport, list[Tensor] | None]:
-        parts, nothing = self.parts, [float("nan")] * len(learners)
+        parts = self.parts
         second_order = phase == "search" and self.order == "second"
         added = self.added_gradients(learners, train, lr=lr, seed=seed)
         exact = None
@@ -68,19 +68,19 @@ class OneSet(Method):
             exact = exact_bilevel_hypergradient(self, learners, train, valid, lr=lr, seed=seed, sgd=self.sgd, added=added)
         done = parts.train(learners, train, valid, self, lr=lr, seed=seed, added=added)
         with torch.no_grad():
-            flow = self.flow(done.outputs, train if self.teaches_on == "train" else valid).tolist()
-        valid_losses, accuracy, hypergradient = nothing, nothing, None
+            flow = self.flow(done.outputs, train if self.teaches_on == "train" else valid)
+        valid_losses, accuracy, hypergradient = None, None, None
         if phase == "search":
-            losses, correct, u, hypergradient = parts.validate(learners, valid, self)
-            valid_losses, accuracy = [loss.item() for loss in losses], [value.item() for value in correct]
+            valid_losses, accuracy, u, hypergradient = parts.validate(learners, valid, self)
             if second_order:
                 hypergradient = exact or parts.hypergradient(learners, train, valid, self, done, u, hypergradient)
         if len(self.modules):
             modules, self._momentum, _ = self.sgd.update(self.modules.detach(), self._momentum, done.modules_grad, lr)
             self.modules = modules.requires_grad_()
         self.finish_step(learners, train)
-        train_losses = [loss.item() for loss in done.losses]
-        return StepReport(train_losses, nothing, valid_losses, accuracy, nothing, done.taught.tolist(), flow), hypergradient
+        taught = [done.taught[k] for k in self.rows.indices(len(learners))]
+        numbers = {"train_loss": done.losses, "valid_loss": valid_losses, "valid_accuracy": accuracy, "distill_loss": taught}
+        return StepReport.of(self.rows, flow, **numbers), hypergradient
 
     def state(self) -> dict[str, Tensor]:
         return {"modules": self.modules, "modules_momentum": self._momentum}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from pamkd.distributed import ALL_HERE, Rows
 from pamkd.methods import METHODS
 from pamkd.methods.method import Method
 from pamkd.transfer import TRANSFERS
@@ -41,8 +42,8 @@ def readers(method: str, transfer: str | None) -> set[str]:
     return {option for option, name in OPTIONS.items() if name in names}
 
 
-def method_of(config: Any) -> Method:
-    """The method of a `SearchConfig`; options that are None keep the method's own defaults."""
+def method_of(config: Any, rows: Rows = ALL_HERE) -> Method:
+    """The method of a `SearchConfig`, for the learners of these rows; options that are None keep the method's own defaults."""
     given = {name: getattr(config, option) for option, name in OPTIONS.items() if getattr(config, option) is not None}
     kind = METHODS[config.method]
     options = _of(kind, given)
@@ -55,6 +56,7 @@ def method_of(config: Any) -> Method:
         order=config.order,
         exact=config.hypergradient == "exact",
         seed=config.seed,
+        rows=rows,
         **options,
     )
 

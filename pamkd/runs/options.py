@@ -18,7 +18,7 @@ from pamkd.runs.logs import write_atomically
 CONFIG_NAME = "config.yaml"  # in a run folder
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
-FREE = ("data", "download", "out", "resume", "overwrite", "max_time", "threads", "workers", "log_every", "tensorboard")
+FREE = ("data", "download", "out", "resume", "overwrite", "max_time", "threads", "workers", "learner_rows", "log_every", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class RunOptions:
     """CPU threads; 0: PyTorch's choice."""
     workers: int = 0
     """Processes that decode images of lazily loaded datasets."""
+    sync_batch_norm: bool = False
+    """With several processes that share a batch: BatchNorm on the statistics of the whole batch, slower and as one process has them."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the package tensorboard)."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pamkd.data import derived_seed, generator
+from pamkd.distributed import WHOLE, Columns, Mesh
 from pamkd.methods.method import StepReport
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError
@@ -23,12 +24,12 @@ class SearchState:
 
     SUMS = ("train_loss", "train_loss_v", "flow", "flow_steps")
 
-    def __init__(self, config: SearchConfig, supernet: Supernet) -> None:
-        """Fresh learners over a supernet in its first stage."""
-        self.config, self.method = config, method_of(config)
-        self.learners = [
-            self._fresh(k, supernet, supernet.init_alphas(generator(config.seed, "alphas", k))) for k in range(config.learners)
-        ]
+    def __init__(self, config: SearchConfig, supernet: Supernet, mesh: Mesh | None = None) -> None:
+        """Fresh learners over a supernet in its first stage; `learners` are those that live in this process."""
+        self.mesh = mesh or Mesh()
+        self.config, self.method = config, method_of(config, self.mesh.rows)
+        self.here = range(self.mesh.rows.group.rank, config.learners, self.mesh.rows.group.size)
+        self.learners = [self._fresh(k, supernet, supernet.init_alphas(generator(config.seed, "alphas", k))) for k in self.here]
         self.method.start(self.learners)
         self.optimizer = self._adam()
         self.epoch = self.step = self.images = 0
@@ -49,12 +50,12 @@ class SearchState:
         alphas = [learner.alphas for learner in self.learners]
         return torch.optim.Adam(alphas, config.arch_lr, betas=(0.5, 0.999), weight_decay=config.arch_weight_decay)
 
-    def begin(self, draw: str, number: int) -> None:
+    def begin(self, draw: str, number: int, columns: Columns = WHOLE) -> None:
         """Bring every learner's supernet to this epoch, with draws of its own that are a function of `draw` and `number`."""
         epoch = self.epoch % self.stage_epochs
-        for k, learner in enumerate(self.learners):
+        for k, learner in zip(self.here, self.learners, strict=True):
             seed = derived_seed(self.config.seed, draw, k, number)
-            learner.network = learner.network.at(Moment(epoch, self.stage_epochs, seed))
+            learner.network = learner.network.at(Moment(epoch, self.stage_epochs, seed, columns))
 
     def update_alphas(self, hypergradient: list[Tensor]) -> None:
         for learner, grad in zip(self.learners, hypergradient, strict=True):
@@ -85,24 +86,24 @@ class SearchState:
             self._next_stage(self.epoch // self.stage_epochs)
 
     def _clear(self) -> None:
-        count = len(self.learners)
+        count = self.config.learners
         self.step, self.images, self.seconds = 0, 0, 0.0
         self._sums = {name: torch.zeros((count, count) if "flow" in name else (count,), dtype=torch.float64) for name in self.SUMS}
 
     def _next_stage(self, stage: int) -> None:
         """Every learner's supernet follows its own architecture; weights, momentum and Adam's state follow where they can."""
         adam = [self.optimizer.state[learner.alphas] for learner in self.learners]
-        for k, learner in enumerate(self.learners):
+        for i, (k, learner) in enumerate(zip(self.here, self.learners, strict=True)):
             following = learner.network.next_stage(learner.alphas.detach().cpu(), generator(self.config.seed, "stage", k, stage))
             if following.weights_source is None:
-                self.learners[k] = self._fresh(k, following.supernet, following.alphas, stage)
-                adam[k] = {}
+                self.learners[i] = self._fresh(k, following.supernet, following.alphas, stage)
+                adam[i] = {}
                 continue
             weights = {name: value for name, value in learner.tensors.items() if name != "alphas"}
             weights = {name: copied(value, following.weights_source) if len(value) else value for name, value in weights.items()}
             alphas = copied(learner.alphas.detach(), following.alphas_source)
-            self.learners[k] = Learner(following.supernet, alphas.requires_grad_(), **weights)
-            adam[k] = {name: value if name == "step" else copied(value, following.alphas_source) for name, value in adam[k].items()}
+            self.learners[i] = Learner(following.supernet, alphas.requires_grad_(), **weights)
+            adam[i] = {name: value if name == "step" else copied(value, following.alphas_source) for name, value in adam[i].items()}
         self.method.start(self.learners)
         self.optimizer = self._adam()
         for learner, state in zip(self.learners, adam, strict=True):
@@ -110,13 +111,17 @@ class SearchState:
                 self.optimizer.state[learner.alphas] = state
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"sums.{name}": value for name, value in self._sums.items()}
-        tensors |= {f"method.{name}": value for name, value in self.method.state().items()}
-        for k, learner in enumerate(self.learners):
+        """What a checkpoint holds: the learners of all processes, whose number it does not tell."""
+        tensors = {f"method.{name}": value for name, value in self.method.state().items()}
+        for k, learner in zip(self.here, self.learners, strict=True):
             tensors |= {f"learner.{k}.{name}": value for name, value in learner.tensors.items()}
             tensors |= {f"adam.{k}.{name}": value for name, value in self.optimizer.state[learner.alphas].items()}
+        rows = self.mesh.rows.group.objects({name: value.detach().cpu() for name, value in tensors.items()})
+        tensors = {name: value for row in rows for name, value in row.items()} | {
+            f"sums.{name}": value for name, value in self._sums.items()
+        }
         meta = {"epoch": self.epoch, "step": self.step, "images": self.images, "seconds": self.seconds, "config": fixed(self.config)}
-        return tensors, meta | {"structures": [learner.network.structure for learner in self.learners]}
+        return tensors, meta | {"structures": self.mesh.rows.objects([learner.network.structure for learner in self.learners])}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         config = fixed(self.config)
@@ -127,16 +132,15 @@ class SearchState:
             raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {now!r}: resume with the same options")
         self.epoch, self.step, self.images, self.seconds = (meta[name] for name in ("epoch", "step", "images", "seconds"))
         self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
-        for k, structure in enumerate(meta["structures"]):
-            network = self.learners[k].network.restructured(structure)
-            names = self.learners[k].tensors
-            values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in names}
-            self.learners[k] = Learner(network, **values)
-            self.learners[k].alphas.requires_grad_()
+        for i, (k, learner) in enumerate(zip(self.here, self.learners, strict=True)):
+            network = learner.network.restructured(meta["structures"][k])
+            values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in learner.tensors}
+            self.learners[i] = Learner(network, **values)
+            self.learners[i].alphas.requires_grad_()
         self.method.start(self.learners)
         self.method.load({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})
         self.optimizer = self._adam()
-        for k, learner in enumerate(self.learners):
+        for k, learner in zip(self.here, self.learners, strict=True):
             prefix = f"adam.{k}."
             adam = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if adam:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pamkd.distributed import Rows
 from pamkd.spaces.supernet import Output
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Passes:
 
 @torch.no_grad()
 def predictions(
-    learners: Sequence[Learner], weights: Literal["v", "w"], batches: Iterable[tuple[Tensor, Tensor]]
+    learners: Sequence[Learner], weights: Literal["v", "w"], batches: Iterable[tuple[Tensor, Tensor]], rows: Rows
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits [K, n, classes] of all learners' weights of that name, and labels, batch by batch; not counted as passes."""
     for images, labels in batches:
-        yield torch.stack([k.network.forward(getattr(k, weights), k.alphas, images).logits for k in learners]), labels
+        yield rows.gather([[k.network.forward(getattr(k, weights), k.alphas, images).logits] for k in learners])[0], labels
