@@ -27,12 +27,15 @@ def draw_disturbance(
     n, _, h, w = columns.whole(len(state)), *state.shape[1:]
     if spec.reduction:
         h, w = (h + 1) // 2, (w + 1) // 2
-    size = (n, spec.op_channels, h, w)
+    size = (n, h, w, spec.op_channels)
 
-    def mask(shape: tuple[int, ...], probability: float, dim: int = 0) -> Tensor:
-        return columns.part(torch.empty(shape).bernoulli_(1 - probability, generator=random), dim).div(1 - probability).to(state)
+    def mask(shape: tuple[int, ...], probability: float, dim: int = 0) -> Tensor:  # five times as fast as `bernoulli_`
+        return columns.part(torch.rand(shape, generator=random) >= probability, dim).to(state).div_(1 - probability)
 
-    noise = {edge: columns.part(torch.randn(size, generator=random)).to(state) for edge in noisy}
-    skip_masks = {edge: mask(size, skip_dropout) for edge in skips}
+    def pixels(values: Tensor) -> Tensor:
+        return values.permute(0, 3, 1, 2)  # channels_last, as the cells compute
+
+    noise = {edge: pixels(columns.part(torch.randn(size, generator=random)).to(state)) for edge in noisy}
+    skip_masks = {edge: pixels(mask(size, skip_dropout)) for edge in skips}
     edge_masks = mask((spec.edges, n, 1, 1, 1), drop_path, 1) if drop_path else None
     return Disturbance(noise, skip_masks, edge_masks)
