@@ -1,4 +1,4 @@
-"""The command line: `pamkd search | evaluate | random | lookup | report | reproduce | export | doctor`."""
+"""The command line: `pamkd search | plan | evaluate | random | lookup | report | reproduce | sweep | export | replay | doctor`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def _search(argv: list[str]) -> int:
     print(result.genotype.describe())
     print(f"run folder: {config.out}  (next: pamkd evaluate --run {config.out}; pamkd report {config.out})")
     return 0
+
+
+def _plan(argv: list[str]) -> int:
+    from pamkd.runs.config import SearchConfig
+    from pamkd.runs.options import parse
+    from pamkd.runs.plan import plan
+    from pamkd.runs.search_presets import PRESETS
+
+    made = plan(parse(SearchConfig, argv, PRESETS, "pamkd plan"))
+    print(made.text())
+    if made.fits:
+        return 0
+    print(f"pamkd: {made.warning()}", file=sys.stderr)
+    return 1
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -84,6 +98,24 @@ def _reproduce(argv: list[str]) -> int:
     return 0
 
 
+def _sweep(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.sweep import SweepConfig, sweep
+
+    return 1 if sweep(tyro.cli(SweepConfig, args=argv, prog="pamkd sweep")) else 0
+
+
+def _replay(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.runs.replay import ReplayConfig, replay
+
+    text, diverged = replay(tyro.cli(ReplayConfig, args=argv, prog="pamkd replay"))
+    print(text)
+    return 0 if diverged else 1
+
+
 def _doctor(argv: list[str]) -> int:
     import tyro
 
@@ -94,12 +126,15 @@ def _doctor(argv: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "search": (_search, "search an architecture with mutually teaching learners"),
+    "plan": (_plan, "tell what a search would take of memory and time on this machine"),
     "evaluate": (_evaluate, "train a found or published architecture from scratch and test it"),
     "random": (_random, "draw architectures at random and keep the best: the honest baseline"),
     "lookup": (_lookup, "what a table knows of a NAS-Bench-201 cell"),
     "report": (_report, "write one HTML page about a run"),
     "reproduce": (_reproduce, "run what stands behind a table or figure of the paper"),
+    "sweep": (_sweep, "run a grid of searches and evaluations, on SLURM or on this machine"),
     "export": (_export, "write weights, genotype and ONNX of an evaluated network"),
+    "replay": (_replay, "take the step of a search again that diverged"),
     "doctor": (_doctor, "check every operation on every device of this machine"),
 }
 

@@ -68,6 +68,7 @@ class Batches:
         self._seed, self._stream, self._classes = seed, stream, classes
         self._size, self._workers, self._shuffle = batch_size, workers, shuffle
         self._steps = count // batch_size if drop_last else -(-count // batch_size)
+        self._idle: list[_Loader] = []  # whose workers wait for the next epoch
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -111,19 +112,15 @@ class Batches:
             seeds = (derived_seed(self._seed, self._stream, "item", epoch, first + place) for place in range(len(batch)))
             keys.append(list(zip(batch.tolist(), seeds, strict=True)))
             first += len(batch)
-        loader = DataLoader(
-            _Items(self._dataset, self._augment),
-            batch_sampler=keys,
-            collate_fn=_stack,
-            generator=torch.Generator(),
-            num_workers=self._workers,
-            pin_memory=self._device.type == "cuda",
-            worker_init_fn=_ignore_interrupt,
-        )
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        # Two epochs that are read at the same time have a loader each; one that is left early takes its unread batches with it.
+        loader = self._idle.pop() if self._idle else _Loader(_Items(self._dataset, self._augment), self._workers, self._device)
+        try:
+            for batch in loader.read(keys):
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        finally:
+            self._idle.append(loader)
 
 
 def number_of_classes(dataset: Dataset, classes: int | None) -> int:
@@ -133,6 +130,27 @@ def number_of_classes(dataset: Dataset, classes: int | None) -> int:
     if not hasattr(dataset, "classes"):
         raise ValueError("the training dataset has no attribute `classes`: pass run(..., classes=NUMBER)")
     return len(dataset.classes)
+
+
+class _Loader:
+    """A DataLoader whose workers outlive an epoch: each `read` gives it the keys of its batches."""
+
+    def __init__(self, items: _Items, workers: int, device: torch.device) -> None:
+        self._keys: list[list[tuple[int, int]]] = []
+        self._loader = DataLoader(
+            items,
+            batch_sampler=self._keys,
+            collate_fn=_stack,
+            generator=torch.Generator(),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
+        )
+
+    def read(self, keys: list[list[tuple[int, int]]]) -> Iterator[Any]:
+        self._keys[:] = keys
+        return iter(self._loader)
 
 
 class _Items(Dataset):
@@ -214,6 +232,7 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides when the workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, a batch system's signal every one of a job; the main one decides when the workers end."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

@@ -98,7 +98,7 @@ class Afd(OneSet):
             (grad,) = torch.autograd.grad(((1 - real).square() + fake.square()).mean(), judge)
             self._judges[k] = self._judge_adam[k].update(self._judges[k], grad, self._lr, self.adversarial_decay)
             loss = (1 - judgement(self._judges[k], layout, maps[k])).square().mean()
-            (grad,) = self.passes.backward("adversarial", [loss], [encoders[k]])
+            (grad,) = self.passes.backward("adversarial", learner, [loss], [encoders[k]])
             encoder = self._encoder_adam[k].update(encoders[k].detach(), grad, self._lr, self.adversarial_decay)
             learner.w = torch.cat([encoder, learner.w[len(encoder) :]])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from pamkd.trilevel.difference import DEFAULT_FD_STEP
@@ -31,6 +32,28 @@ class StepReport:
     flow: list[list[float]]  # row k was taught by column j with this weight
 
 
+@dataclass(frozen=True)
+class StepTensors:
+    """A `StepReport` on the device: [K] and, for the flow, [K, K]; None where all entries are left out."""
+
+    train_loss: Tensor | None = None
+    train_loss_v: Tensor | None = None
+    valid_loss: Tensor | None = None
+    valid_accuracy: Tensor | None = None
+    valid_loss_v: Tensor | None = None
+    distill_loss: Tensor | None = None
+    flow: Tensor | None = None  # None: nobody was taught
+
+    def read(self, learners: int) -> StepReport:
+        """Waits for the device, once."""
+        there = {name: value.double() for name, value in vars(self).items() if value is not None}
+        numbers = iter(torch.cat([value.flatten() for value in there.values()]).tolist())
+        nothing = {name: [math.nan] * learners for name in vars(self)} | {"flow": [0.0] * learners**2}
+        lists = {name: [next(numbers) for _ in entries] if name in there else entries for name, entries in nothing.items()}
+        lists["flow"] = [lists["flow"][k * learners : (k + 1) * learners] for k in range(learners)]
+        return StepReport(**lists)
+
+
 @dataclass
 class Method:
     """K learners' steps. The fields that a subclass adds are its options.
@@ -53,7 +76,23 @@ class Method:
     def step(
         self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
     ) -> tuple[StepReport, list[Tensor] | None]:
-        """Updates the weights of every learner; returns the hypergradient of each architecture in the phase "search"."""
+        """Updates the weights of every learner; returns the hypergradient of each architecture in the phase "search".
+
+        Raises Diverged when a number of the step is not finite; learners may then have half of the updates.
+        """
+        drawn = self.draw(train, valid, phase=phase, learners=len(learners), seed=seed)
+        found, hypergradient = self.take(learners, train, valid, lr=lr, phase=phase, drawn=drawn)
+        self.passes.watch.take().check()
+        return found.read(len(learners)), hypergradient
+
+    def draw(self, train: Batch, valid: Batch, *, phase: Phase, learners: int, seed: int) -> Any:
+        """What a step draws on the host: here the seed itself, for draws within the step."""
+        return seed
+
+    def take(
+        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
+    ) -> tuple[StepTensors, list[Tensor] | None]:
+        """A step that has drawn already. With static passes it reads nothing from the device."""
         raise NotImplementedError
 
     def start(self, learners: Sequence[Learner]) -> None:

@@ -32,6 +32,7 @@ class Table:
     columns: dict[str, str]  # dataset of the evaluation: heading
     rows: tuple[Row, ...]
     reference: str = "pamkd"  # last part of the keys of the rows that others are compared with
+    command: str = "pamkd reproduce"  # what writes it
 
 
 LABELS = {"darts": "Darts1st", "pdarts": "Pdarts", "pcdarts": "Pcdarts", "prdarts": "Prdarts", "drnas-nasbench201": "Drnas"}

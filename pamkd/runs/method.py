@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+
 from pamkd.methods import METHODS
 from pamkd.methods.method import Method
 from pamkd.transfer import TRANSFERS
+from pamkd.trilevel.passes import Passes
 from pamkd.trilevel.sgd import SGD
 
 SHARED = {field.name for field in dataclasses.fields(Method)}
@@ -50,6 +53,7 @@ def method_of(config: Any) -> Method:
         transfer = TRANSFERS[config.transfer or "grs"]
         options["transfer"] = transfer(**_of(transfer, given))
     return kind(
+        passes=Passes(static=config.cuda_graphs, precision=torch.bfloat16 if config.precision == "bfloat16" else None),
         sgd=SGD(config.momentum, config.weight_decay, config.clip, config.nesterov),
         fd_step=config.fd_step,
         order=config.order,

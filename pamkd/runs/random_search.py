@@ -91,6 +91,9 @@ def random_search(
         seeds=(config.seed,),
         device=config.device,
         workers=config.workers,
+        threads=config.threads,
+        deterministic=config.deterministic,
+        tf32=config.tf32,
     )
     tried = []
     for genotype in draw_architectures(config, classes, image_channels):

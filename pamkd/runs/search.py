@@ -14,25 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import Batches, derived_seed, generator, number_of_classes
+from pamkd.data import Batches, generator, number_of_classes
 from pamkd.methods.method import StepReport
-from pamkd.runs import checkpoint
+from pamkd.runs import bundle, checkpoint
 from pamkd.runs.collapse import judge
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
-from pamkd.runs.options import CONFIG_NAME, read_config
+from pamkd.runs.memory import warn_if_short
+from pamkd.runs.numerics import with_numerics
+from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
-from pamkd.runs.search_state import SearchState, finite_or_none, fixed
+from pamkd.runs.search_state import SearchState, Step, finite_or_none
 from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
 from pamkd.trilevel.curvature import architecture_eigenvalue
-from pamkd.trilevel.passes import Batch, Diverged
+from pamkd.trilevel.finite import Diverged
+from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.step import Learner
+
+MAX_SKIPPED = 10  # steps in a row: a search that is lost shall end
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Search:
             raise TypeError("Search takes a SearchConfig or its options, not both")
         self.config = config or SearchConfig(**{"tensorboard": False} | options)
 
+    @with_numerics
     def run(
         self,
         train: Dataset,
@@ -79,6 +85,7 @@ class Search:
         check_batches = self._validation_batches(valid, classes, plain)
         images, _ = next(iter(check_batches.epoch(0)))
         supernet = build_supernet(config, classes, images.shape[1])
+        warn_if_short(config, supernet, images[:2])
         state = SearchState(config, supernet)
         folder = config.out
         if folder is not None:
@@ -88,7 +95,7 @@ class Search:
                 open_folder(config, self._facts(supernet, images) | (facts or {}))
         metrics = Metrics(folder, tensorboard=config.tensorboard)
         if config.resume:
-            state.restore(*checkpoint.load(folder / CHECKPOINT))
+            checkpoint.restore(folder / CHECKPOINT, state.restore)
             metrics.rewind(lambda row: (row["epoch"], row.get("step", math.inf)) < (state.epoch, state.step))
         else:
             self._save(state)  # so that --resume works however early a run is killed
@@ -139,25 +146,26 @@ class Search:
                     method.measure(state.learners, lambda: check.epoch(0))
                 for batch in train.epoch(epoch, state.step):
                     number = epoch * steps + state.step
-                    seed = derived_seed(config.seed, "groups", number)
-                    state.begin("step", number)
-                    report, hypergradient = method.step(
-                        state.learners, Batch(*batch), Batch(*next(valid_stream)), lr=lr, phase=phase, seed=seed
-                    )
-                    if hypergradient is not None:
-                        state.update_alphas(hypergradient)
-                    seconds = watch.lap()
-                    state.add(report, seconds, len(batch[1]))
-                    if state.step % config.log_every == 0:
-                        metrics.write(_step_row(report, epoch, state.step, number))
-                    progress.advance(_status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
+                    inputs = Step(Batch(*batch), Batch(*next(valid_stream)), lr, phase, number)
+                    try:
+                        report = state.take(inputs)
+                    except Diverged as error:
+                        self._diverged(state, inputs, error, metrics, progress)
+                        state.skip(watch.lap())
+                    else:
+                        seconds = watch.lap()
+                        state.add(report, seconds, len(batch[1]))
+                        if state.step % config.log_every == 0:
+                            metrics.write(_step_row(report, epoch, state.step, number))
+                        progress.advance(_status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
                     state.step += 1
                     if stop:
                         self._save(state)
                         where = f"epoch {epoch} step {state.step}"
                         raise Interrupted(
                             f"{stop.reason} in {where}; "
-                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept")
+                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept"),
+                            stop.signal,
                         )
                 row = self._epoch_row(state, check, phase, lr)
                 collapse = judge([*epoch_rows(metrics.rows), row]) if phase == "search" else None
@@ -171,6 +179,20 @@ class Search:
                 watch.lap()
                 state.next_epoch()
                 self._save(state)
+
+    def _diverged(self, state: SearchState, step: Step, error: Diverged, metrics: Metrics, progress: Progress) -> None:
+        """Keep the step in a bundle and note that it is skipped. Raises Diverged where the search shall not or cannot go on."""
+        config, place = self.config, f"epoch {state.epoch + 1} step {state.step}"
+        why = f"{place}: {error}"
+        if config.out is not None:
+            bundle.save(config.out / bundle.BUNDLE, state, step, str(error))
+            why += f" (pamkd replay {config.out / bundle.BUNDLE} takes the step again)"
+        if config.on_divergence == "stop":
+            raise Diverged(why) from error
+        if state.skipped_in_a_row == MAX_SKIPPED:
+            raise Diverged(f"{MAX_SKIPPED} steps were skipped one after the other and the next one is no better; {why}") from error
+        metrics.write({"kind": "skip", "epoch": state.epoch, "step": state.step, "global_step": step.number, "why": str(error)})
+        progress.line(f"skipped {why}")
 
     def _save(self, state: SearchState) -> None:
         if self.config.out is not None:
@@ -196,6 +218,7 @@ class Search:
             "kind": "epoch",
             "epoch": state.epoch,
             "phase": phase,
+            "skipped": state.skipped,
             "train_loss": means["train_loss"],
             "train_loss_v": means["train_loss_v"],
             "valid_loss": [loss for loss, _ in measured],
@@ -260,6 +283,8 @@ def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> S
         supernet = SPACES[config.space](**sizes, **options)
     except TypeError as error:
         raise OptionError(f"space_options are {list(config.space_options)}: space {config.space} does not take them ({error})") from error
+    drawing = "one that draws nothing within a step with --cuda-graphs"
+    config.require(not (config.cuda_graphs and supernet.stochastic), "space", drawing)
     config.require(config.epochs % supernet.stages == 0, "epochs", f"a multiple of {supernet.stages}, the stages of space {config.space}")
     warmup = config.warmup_v_epochs + config.warmup_w_epochs
     config.require(warmup < config.epochs // supernet.stages, "epochs", "more epochs in each stage than both warm-ups take together")
@@ -289,10 +314,10 @@ def entropy(mixtures: Sequence[Tensor]) -> float:
 def _check_same(config: SearchConfig, folder: Path) -> None:
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"--resume: there is no run in {folder} ({CONFIG_NAME} is missing); start it without --resume")
-    saved = read_config(folder / CONFIG_NAME)
-    for name, value in fixed(config).items():
-        if saved.get(name) != value:
-            raise ValueError(f"--resume: the run in {folder} has {name} {saved.get(name)!r}, not {value!r}; resume with the same options")
+    different = first_difference(config, read_config(folder / CONFIG_NAME))
+    if different is not None:
+        name, was, value = different
+        raise ValueError(f"--resume: the run in {folder} has {name} {was!r}, not {value!r}; resume with the same options")
 
 
 def epoch_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pamkd.data.randomness import generator
 from pamkd.ops import disturbed_cell, mixed_cell
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import BN_EPS, batch_norm, factorized_reduce
+from pamkd.reference.mixed_cell import BN_EPS, Disturbance, batch_norm, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
 from pamkd.spaces.disturbance import draw_disturbance
 from pamkd.spaces.genotype import Genotype
@@ -159,6 +159,11 @@ class Supernet(ABC):
         return 0.0
 
     @property
+    def stochastic(self) -> bool:
+        """Whether passes of some step of a search draw numbers."""
+        return self.drop_path > 0 or any("noise" in names for reduction in (False, True) for names in self.candidates(reduction))
+
+    @property
     def drop_path_rate(self) -> float:
         """Probability of drop-path at this moment."""
         return self.drop_path * self.moment.epoch / max(1, self.moment.epochs - 1)
@@ -269,9 +274,13 @@ class Supernet(ABC):
         s0 = affine_norm(F.conv2d(F.relu(x), views["stem0.3.weight"], stride=2, padding=1), views, "stem0.4")
         return s0, affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
 
+    def draws(self, i: int, state: Tensor) -> Disturbance | None:
+        """What is drawn inside cell i in this step, for input states like `state`."""
+        return draw_disturbance(self.cells[i].spec, state, self.random("cell", i), self.skip_dropout, self.drop_path_rate)
+
     def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
-        spec = self.cells[i].spec
-        disturbance = draw_disturbance(spec, left, self.random("cell", i), self.skip_dropout, self.drop_path_rate)
+        spec, disturbance = self.cells[i].spec, self.draws(i, left)
+        mix = mix.to(left.dtype)
         if disturbance is None:
             return self._mixed_cell(left, right, weights, mix, spec)
         return self._disturbed_cell(left, right, weights, mix, spec, disturbance)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
-from pamkd.trilevel.passes import Batch, Passes
+from pamkd.trilevel.passes import PERTURBED, Batch, Passes
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Learner, Update, accuracy_of
 
@@ -98,6 +98,7 @@ class BiLevelStep:
         for learner, grad, norm in zip(learners, grads, norms(grads, exchange.shared), strict=True):
             before = learner.w
             learner.w, learner.w_momentum, coefficient = self.sgd.update(before, learner.w_momentum, grad, lr, norm=norm)
+            self.passes.watch.term([learner.w], "updated W", learner.number, "pass w_train")
             updates.append(Update(before, lr * coefficient))
         losses = [loss.detach() for loss in found.losses]
         return WeightStep(losses, found.taught.detach(), found.outputs, found.targets, updates, found.modules)
@@ -112,7 +113,7 @@ class BiLevelStep:
         cotangents = torch.autograd.grad(exchange.objective(leaves, valid), leaves, allow_unused=True)
         u, direct = [], []
         for k, learner in enumerate(learners):
-            grad_w, grad_alphas = self._backward("w_valid", [], outputs[k], cotangents, k, [weights[k], learner.alphas])
+            grad_w, grad_alphas = self._backward("w_valid", learner, [], outputs[k], cotangents, k, [weights[k], learner.alphas])
             u.append(grad_w)
             direct.append(grad_alphas)
         accuracy = [accuracy_of(output, valid) for output in outputs]
@@ -133,9 +134,9 @@ class BiLevelStep:
         directions = [update.step_size * vector for update, vector in zip(done.updates, tied(u, exchange.shared), strict=True)]
 
         def gradients(points: list[Tensor]) -> list[Tensor]:
-            return self._gradients(points, learners, train, valid, exchange, alphas, lambda *seen: done.targets, "_perturbed").grads
+            return self._gradients(points, learners, train, valid, exchange, alphas, lambda *seen: done.targets, PERTURBED).grads
 
-        through = central_difference(gradients, [update.before for update in done.updates], directions, self.fd_step, alphas)
+        through = central_difference(gradients, [update.before for update in done.updates], directions, self.fd_step)
         return [term - other for term, other in zip(direct, through, strict=True)]
 
     def _gradients(
@@ -155,7 +156,10 @@ class BiLevelStep:
         own = [[loss] for loss in losses]
         grads = [torch.zeros_like(x) for x in inputs]
         if exchange.teaches_on == "valid":
-            grads = [self.passes.backward(name, [loss], [x])[0] for loss, x in zip(losses, inputs, strict=True)]
+            grads = [
+                self.passes.backward(name, *given)[0]
+                for given in zip(learners, [[loss] for loss in losses], [[x] for x in inputs], strict=True)
+            ]
             name, batch = "w_taught" + suffix, valid
             _, outputs = self._forward(name, weights, learners, valid)
             own = [[] for _ in losses]
@@ -167,8 +171,8 @@ class BiLevelStep:
         if taught.requires_grad:
             *cotangents, found = torch.autograd.grad(taught.sum(), [*leaves, exchange.modules], allow_unused=True)
             modules = modules if found is None else found
-        for k, x in enumerate(inputs):
-            grads[k] = grads[k] + self._backward(name, own[k], outputs[k], cotangents, k, [x])[0]
+        for k, (learner, x) in enumerate(zip(learners, inputs, strict=True)):
+            grads[k] = grads[k] + self._backward(name, learner, own[k], outputs[k], cotangents, k, [x])[0]
         return _Gradients(losses, taught, seen, targets, grads, modules)
 
     def _forward(
@@ -178,13 +182,22 @@ class BiLevelStep:
         return [loss for loss, _ in pairs], [output for _, output in pairs]
 
     def _backward(
-        self, name: str, own: list[Tensor], output: Output, cotangents: Sequence[Tensor | None], k: int, inputs: Sequence[Tensor]
+        self,
+        name: str,
+        learner: Learner,
+        own: list[Tensor],
+        output: Output,
+        cotangents: Sequence[Tensor | None],
+        k: int,
+        inputs: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         """Gradients of a learner's own loss and of its outputs with what D or J sends back through them."""
         sent = [
             (part, cotangent[k]) for part, cotangent in zip(output, cotangents, strict=True) if cotangent is not None and part.requires_grad
         ]
-        return self.passes.backward(name, [*own, *(part for part, _ in sent)], inputs, [*(None for _ in own), *(c for _, c in sent)])
+        return self.passes.backward(
+            name, learner, [*own, *(part for part, _ in sent)], inputs, [*(None for _ in own), *(c for _, c in sent)]
+        )
 
 
 def cut(outputs: Sequence[Output]) -> Output:

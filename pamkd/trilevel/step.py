@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
-from pamkd.trilevel.passes import Batch, Network, Passes
+from pamkd.trilevel.passes import PERTURBED, Batch, Network, Passes
 from pamkd.trilevel.sgd import SGD
 
 
@@ -53,14 +53,15 @@ class Learner:
     w: Tensor
     v_momentum: Tensor
     w_momentum: Tensor
+    number: int = 0  # its place among all learners
 
     @classmethod
-    def create(cls, network: Network, alphas: Tensor, v: Tensor, w: Tensor) -> Learner:
-        return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w))
+    def create(cls, network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> Learner:
+        return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w), number)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if name != "network"}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,9 @@ class TriLevelStep:
         """Stage I, Eq. (8): V <- V'. Returns the training loss."""
         weights = learner.v.detach().requires_grad_()
         loss, _ = self.passes.forward("v_train", learner, weights, train)
-        (grad,) = self.passes.backward("v_train", [loss], [weights])
+        (grad,) = self.passes.backward("v_train", learner, [loss], [weights])
         learner.v, learner.v_momentum, coefficient = self.sgd.update(learner.v, learner.v_momentum, grad, lr)
+        self.passes.watch.term([learner.v], "updated V", learner.number, "pass v_train")
         return loss.detach(), Update(weights.detach(), lr * coefficient)
 
     def measure(self, learners: Sequence[Learner], train: Batch, valid: Batch, context: Any) -> Measurement:
@@ -175,6 +177,7 @@ class TriLevelStep:
         weights = learner.w.detach().requires_grad_()
         loss, taught, (grad,) = self._stage_two(k, weights, learner, train, valid, lesson, [weights], "")
         learner.w, learner.w_momentum, coefficient = self.sgd.update(learner.w, learner.w_momentum, grad, lr)
+        self.passes.watch.term([learner.w], "updated W", learner.number, "pass w_train")
         return loss.detach(), taught.detach(), Update(weights.detach(), lr * coefficient)
 
     def validate_w(self, learners: Sequence[Learner], valid: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
@@ -183,7 +186,7 @@ class TriLevelStep:
         for learner in learners:
             w = learner.w.detach().requires_grad_()
             loss, output = self.passes.forward("w_valid", learner, w, valid)
-            grad_w, grad_alphas = self.passes.backward("w_valid", [loss], [w, learner.alphas])
+            grad_w, grad_alphas = self.passes.backward("w_valid", learner, [loss], [w, learner.alphas])
             losses.append(loss.detach())
             accuracy.append(accuracy_of(output, valid))
             u.append(grad_w)
@@ -214,9 +217,9 @@ class TriLevelStep:
             inputs = [learner.alphas, lesson.losses, lesson.published] if taught_by else [learner.alphas]
 
             def gradients(point: list[Tensor], k=k, learner=learner, taught_by=taught_by, inputs=inputs) -> list[Tensor]:
-                return self._stage_two(k, point[0], learner, train, valid, taught_by, inputs, "_perturbed")[2]
+                return self._stage_two(k, point[0], learner, train, valid, taught_by, inputs, PERTURBED)[2]
 
-            through, *coupling = central_difference(gradients, [update.before], [u[k]], self.fd_step, inputs)
+            through, *coupling = central_difference(gradients, [update.before], [u[k]], self.fd_step)
             result.through_w.append(-update.step_size * through)
             if coupling:
                 loss_cotangent += update.step_size * coupling[0]
@@ -226,6 +229,7 @@ class TriLevelStep:
         for k, (learner, update) in enumerate(zip(learners, v_updates, strict=True)):
             v, through = self.passes.backward(
                 "v_teach",
+                learner,
                 [measured.losses[k], measured.published[k]],
                 [measured.weights[k], learner.alphas],
                 [loss_cotangent[k], published_cotangent[k]],
@@ -233,10 +237,10 @@ class TriLevelStep:
             result.through_teacher.append(-through)
 
             def gradient(point: list[Tensor], learner=learner) -> list[Tensor]:
-                loss, _ = self.passes.forward("v_train_perturbed", learner, point[0], train)
-                return list(self.passes.backward("v_train_perturbed", [loss], [learner.alphas]))
+                loss, _ = self.passes.forward("v_train" + PERTURBED, learner, point[0], train)
+                return list(self.passes.backward("v_train" + PERTURBED, learner, [loss], [learner.alphas]))
 
-            (through,) = central_difference(gradient, [update.before], [v], self.fd_step, [learner.alphas])
+            (through,) = central_difference(gradient, [update.before], [v], self.fd_step)
             result.through_v.append(update.step_size * through)
         return result
 
@@ -257,20 +261,22 @@ class TriLevelStep:
         """
         loss, output = self.passes.forward("w_train" + suffix, learner, weights, train)
         if lesson is None:
-            return loss, torch.zeros_like(loss), list(self.passes.backward("w_train" + suffix, [loss], inputs[:1]))
+            return loss, torch.zeros_like(loss), list(self.passes.backward("w_train" + suffix, learner, [loss], inputs[:1]))
         if self.teaching.batch == "train":
-            taught = self._taught(k, weights, output, lesson)
-            return loss, taught, list(self.passes.backward("w_train" + suffix, [loss + taught], inputs))
-        grads = self.passes.backward("w_train" + suffix, [loss], inputs[:1])
+            taught = self._taught(k, learner, weights, output, lesson, "w_train" + suffix)
+            return loss, taught, list(self.passes.backward("w_train" + suffix, learner, [loss + taught], inputs))
+        grads = self.passes.backward("w_train" + suffix, learner, [loss], inputs[:1])
         _, output = self.passes.forward("w_taught" + suffix, learner, weights, valid)
-        taught = self._taught(k, weights, output, lesson)
-        more = self.passes.backward("w_taught" + suffix, [taught], inputs)
+        taught = self._taught(k, learner, weights, output, lesson, "w_taught" + suffix)
+        more = self.passes.backward("w_taught" + suffix, learner, [taught], inputs)
         return loss, taught, [grads[0] + more[0], *more[1:]]
 
-    def _taught(self, k: int, weights: Tensor, output: Output, lesson: Lesson) -> Tensor:
+    def _taught(self, k: int, learner: Learner, weights: Tensor, output: Output, lesson: Lesson, name: str) -> Tensor:
         """lambda * sum_j h(d_kj) G_kj of Eq. (4), (6), (7): what its teachers add to the loss of student k."""
         against = self.teaching.transfer.loss(lesson.published, output, weights, lesson.context)
-        return self.teaching.weight * (self.teaching.scrutiny(lesson.losses)[k] * against).sum()
+        taught = self.teaching.weight * (self.teaching.scrutiny(lesson.losses)[k] * against).sum()
+        self.passes.watch.term([taught], "distillation loss", learner.number, f"pass {name}")
+        return taught
 
 
 def accuracy_of(output: Output, batch: Batch) -> Tensor:

@@ -23,7 +23,7 @@ from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.options import parse, save_config
 from pamkd.spaces.evaluation_network import EvaluationNetwork, multiply_adds
 from pamkd.spaces.genotype import named
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 from tests.runs.interrupted import InterruptedAt
 
 TIMES = ("seconds", "images_per_s")
