@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ["", ".data", ".methods", ".ops", ".reference", ".report", ".reproduce", ".runs", ".spaces", ".transfer", ".trilevel"]
+PACKAGES = ["", ".data", ".methods", ".ops", ".reference", ".report", ".reproduce", ".runs", ".spaces", ".sweep", ".transfer", ".trilevel"]
 
 
 class CMakeBuild(build_ext):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,30 @@ from torch import Tensor, nn
 
 from bench import published
 from bench._harness import Bench
-from pamkd.spaces.darts import PRIMITIVES, Darts
+from pamkd.spaces import SPACES
+from pamkd.spaces.darts import Darts
 from pamkd.spaces.evaluation_network import EvaluationNetwork
 from pamkd.spaces.genotype import named
 from pamkd.spaces.published import published_state_dict
+from pamkd.spaces.supernet import Moment, Supernet
 
 # channels, cells, batch
 SIZES = {"supernet": (16, 8, 32), "supernet-64": (16, 8, 64), "supernet-large": (36, 20, 16), "evaluation": (36, 20, 16)}
+# The search networks of `bench.supernet --space`, halfway through a search: space, its options, stage.
+SPACE_CASES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "pdarts-1": ("pdarts", {"cells": 5, "dropout": (0.0, 0.4, 0.7)}, 0),  # its preset for CIFAR-10
+    "pdarts-2": ("pdarts", {"cells": 5, "dropout": (0.0, 0.4, 0.7)}, 1),
+    "pdarts-3": ("pdarts", {"cells": 5, "dropout": (0.0, 0.4, 0.7)}, 2),
+    "pcdarts": ("pcdarts", {"cells": 8}, 0),
+    "prdarts": ("prdarts", {"cells": 6}, 0),
+    "nasbench201": ("nasbench201", {"cells": 5}, 0),
+    "drnas": ("drnas", {"channels": 36, "cells": 8}, 0),
+    "drnas-nasbench201": ("drnas-nasbench201", {"cells": 5}, 0),
+    **{space: (space, {"cells": 8}, 0) for space in ("s1", "s2", "s3", "s4")},
+    "s3-droppath": ("s3", {"cells": 8, "drop_path": 0.4}, 0),  # R-DARTS
+    "darts-minus": ("darts-minus", {"cells": 8}, 0),
+}
+SPACE_BATCH = 32
 CANDIDATES = ("ours", "published", "published channels_last")
 Step = Callable[[], tuple[Tensor, ...]]
 
@@ -35,20 +52,32 @@ def inputs_of(batch: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> 
 
 def candidate(case: str, name: str, batch: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Candidate:
     """A step of the network of this case; weights and images are float32 numbers, a function of the seed alone."""
-    channels, cells, _ = SIZES[case]
-    make = _evaluation_step if case == "evaluation" else _supernet_step
-    return make(name, channels, cells, *inputs_of(batch, dtype, seed + 1), seed)
+    images, labels = inputs_of(batch, dtype, seed + 1)
+    if case == "evaluation":
+        return _evaluation_step(name, *SIZES[case][:2], images, labels, seed)
+    return _supernet_step(name, supernet_of(case), images, labels, seed)
 
 
-def _supernet_step(name: str, channels: int, cells: int, images: Tensor, labels: Tensor, seed: int) -> Candidate:
-    supernet = Darts(channels=channels, cells=cells)
+def supernet_of(case: str) -> Supernet:
+    if case in SIZES:
+        channels, cells, _ = SIZES[case]
+        return Darts(channels=channels, cells=cells)
+    space, options, stage = SPACE_CASES[case]
+    network = SPACES[space](**options)
+    for _ in range(stage):
+        random = torch.Generator().manual_seed(0)
+        network = network.next_stage(network.init_alphas(random), random).supernet
+    return network.at(Moment(epoch=25, epochs=50))
+
+
+def _supernet_step(name: str, supernet: Supernet, images: Tensor, labels: Tensor, seed: int) -> Candidate:
     random = torch.Generator().manual_seed(seed)
     weights = supernet.init_weights(random).to(images.dtype)
     alphas = supernet.init_alphas(random).to(images.dtype).requires_grad_()
-    network = published.Supernet(channels, cells)
+    network = published.Supernet(supernet)
+    names = [parameter for parameter, _ in network.named_parameters()]
     if name == "ours":
         weights.requires_grad_()
-        names = [parameter for parameter, _ in network.named_parameters()]
 
         def ours() -> tuple[Tensor, ...]:
             logits = supernet.forward(weights, alphas, images).logits
@@ -60,7 +89,8 @@ def _supernet_step(name: str, channels: int, cells: int, images: Tensor, labels:
             return logits, to_alphas, *(state[parameter] for parameter in names)
 
         return Candidate(ours, results)
-    network.load_state_dict(published_state_dict(supernet, weights))
+    state = published_state_dict(supernet, weights)
+    network.load_state_dict({parameter: state[parameter] for parameter in names}, strict=False)
     return _network_step(network.to(images.dtype), images, labels, name, alphas)
 
 
@@ -84,9 +114,16 @@ def _network_step(network: nn.Module, images: Tensor, labels: Tensor, name: str,
     def step() -> tuple[Tensor, ...]:
         output = network(images, *alphas)
         logits = output if isinstance(output, Tensor) else output.logits
-        return logits, *torch.autograd.grad(F.cross_entropy(logits, labels), parameters)
+        # PR-DARTS leaves out operations that are not active: no gradient, ours is 0
+        return logits, *torch.autograd.grad(F.cross_entropy(logits, labels), parameters, materialize_grads=True)
 
     return Candidate(step, step)
+
+
+def require_equal_in_float64(bench: Bench, case: str, truth: tuple[Tensor, ...], *, batch: int = 2) -> None:
+    """Raises AssertionError unless logits and every gradient are those of the published composition to 1e-8 of their largest value."""
+    for i, (a, b) in enumerate(zip(candidate(case, "ours", batch, torch.float64).results(), truth, strict=True)):
+        bench.require_close(f"{case} in float64, result {i}", a, b.reshape(a.shape), rtol=1e-8)
 
 
 def require_agreement(bench: Bench, case: str, *, batch: int = 2) -> None:
@@ -102,8 +139,7 @@ def require_agreement(bench: Bench, case: str, *, batch: int = 2) -> None:
     for seed in range(seeds):
         truth = candidate(case, "published", batch, torch.float64, seed).results()
         if seed == 0:
-            for i, (a, b) in enumerate(zip(candidate(case, "ours", batch, torch.float64, seed).results(), truth, strict=True)):
-                bench.require_close(f"{case} in float64, result {i}", a, b.reshape(a.shape), rtol=1e-8)
+            require_equal_in_float64(bench, case, truth, batch=batch)
         for name in CANDIDATES:
             logits, *gradients = candidate(case, name, batch, seed=seed).results()
             logits_error[name] += ((logits - truth[0]).abs().max() / truth[0].abs().max()).item() / seeds
@@ -118,8 +154,9 @@ def require_agreement(bench: Bench, case: str, *, batch: int = 2) -> None:
 
 def multiply_adds(case: str) -> int:
     """Of the published network for one image, forward."""
-    channels, cells, _ = SIZES[case]
     images = inputs_of(1)[0]
     if case == "evaluation":
+        channels, cells, _ = SIZES[case]
         return published.multiply_adds(published.EvaluationNetwork(named("DARTS_V2"), channels, cells), images)
-    return published.multiply_adds(published.Supernet(channels, cells), images, torch.zeros(2, 14, len(PRIMITIVES)))
+    supernet = supernet_of(case)
+    return published.multiply_adds(published.Supernet(supernet), images, supernet.init_alphas(torch.Generator()))

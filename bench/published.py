@@ -1,17 +1,25 @@
-"""The DARTS supernet and evaluation network as their published code composes them: the peers of `bench.supernet`.
+"""Supernets and the DARTS evaluation network as their published codes compose them: the peers of `bench.supernet`.
 
 One module per candidate operation, one BatchNorm per module, an edge's output summed term by term. Parameters bear the
-published names, so the same weights load into these networks and into ours.
+published names (NAS-Bench-201's: ours), so the same weights load into these networks and into ours.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pamkd.spaces.darts import NODES, PRIMITIVES
+from pamkd.reference.cell_spec import CellSpec
+from pamkd.reference.mixed_cell import Disturbance
+from pamkd.spaces import supernet
+from pamkd.spaces.darts import NODES
 from pamkd.spaces.genotype import Genotype
+from pamkd.spaces.prdarts import PrDarts
 
 
 class ReLUConvBN(nn.Module):
@@ -63,6 +71,18 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
+class NorConv(nn.Module):
+    """A full convolution of NAS-Bench-201; our name for its weight."""
+
+    def __init__(self, c: int, k: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, k, padding=k // 2, bias=False)
+        self.bn = nn.BatchNorm2d(c, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(F.relu(x)))
+
+
 def operation(name: str, c: int, stride: int, affine: bool) -> nn.Module:
     if name == "none":
         return Zero(stride)
@@ -72,60 +92,104 @@ def operation(name: str, c: int, stride: int, affine: bool) -> nn.Module:
         return nn.AvgPool2d(3, stride, 1, count_include_pad=False)
     if name == "skip_connect":
         return nn.Identity() if stride == 1 else FactorizedReduce(c, c, affine)
+    if name.startswith("nor_conv"):
+        return NorConv(c, int(name[-1]))
     separable = name.startswith("sep")
     return DepthwiseSeparable(c, int(name[-1]), stride, 1 if separable else 2, 2 if separable else 1, affine)
 
 
 class MixedOp(nn.Module):
-    def __init__(self, c: int, stride: int) -> None:
-        super().__init__()
-        self._ops = nn.ModuleList()
-        for name in PRIMITIVES:
-            op = operation(name, c, stride, affine=False)
-            self._ops.append(nn.Sequential(op, nn.BatchNorm2d(c, affine=False)) if "pool" in name else op)
+    """An edge: the first channels through the operations whose weight is not 0, the others past them (PC-DARTS)."""
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True))
+    def __init__(self, spec: CellSpec, edge: int) -> None:
+        super().__init__()
+        self.spec, self.edge, self.stride = spec, edge, spec.stride(edge)
+        self._ops = nn.ModuleList()
+        for name in spec.candidates[edge]:
+            op = nn.Identity() if name == "noise" else operation(name, spec.op_channels, self.stride, affine=False)
+            normed = "pool" in name and spec.pool_norm
+            self._ops.append(nn.Sequential(op, nn.BatchNorm2d(spec.op_channels, affine=False)) if normed else op)
+
+    def forward(self, x: Tensor, weights: Tensor, active: list[bool], drawn: Disturbance) -> Tensor:
+        head, terms = x[:, : self.spec.op_channels], []
+        for w, op, name, on in zip(weights, self._ops, self.spec.candidates[self.edge], active, strict=False):
+            if not on:
+                continue
+            y = drawn.noise[self.edge] if name == "noise" else op(head)
+            terms.append(w * (y * drawn.skip_masks[self.edge] if name == "skip_connect" and self.edge in drawn.skip_masks else y))
+        y = sum(terms)
+        if self.spec.partial > 1:
+            rest = x[:, self.spec.op_channels :]
+            y = torch.cat([y, weights[-1] * (rest if self.stride == 1 else F.max_pool2d(rest, 2, 2))], 1)
+            n, c, h, w = y.shape
+            y = y.view(n, self.spec.partial, c // self.spec.partial, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return y if drawn.edge_masks is None else y * drawn.edge_masks[self.edge]
 
 
 class SearchCell(nn.Module):
-    def __init__(self, c_s0: int, c_s1: int, c: int, reduction: bool, reduced: bool) -> None:
+    def __init__(self, spec: CellSpec, reduce_s0: bool, in_channels: tuple[int, ...], gated: bool) -> None:
         super().__init__()
-        self.reduction = reduction
-        self.preprocess0 = FactorizedReduce(c_s0, c, False) if reduced else ReLUConvBN(c_s0, c, False)
-        self.preprocess1 = ReLUConvBN(c_s1, c, False)
-        self._ops = nn.ModuleList(MixedOp(c, 2 if reduction and j < 2 else 1) for i in range(NODES) for j in range(2 + i))
+        self.spec, self.gated = spec, gated
+        if spec.inputs == 2:
+            self.preprocess0 = (FactorizedReduce if reduce_s0 else ReLUConvBN)(in_channels[0], spec.channels, False)
+            self.preprocess1 = ReLUConvBN(in_channels[1], spec.channels, False)
+        self._ops = nn.ModuleList(MixedOp(spec, edge) for edge in range(spec.edges))
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        offset = 0
-        for _ in range(NODES):
-            states.append(sum(self._ops[offset + j](state, weights[offset + j]) for j, state in enumerate(states)))
-            offset += len(states) - 1
-        return torch.cat(states[-NODES:], 1)
+    def forward(self, states: list[Tensor], weights: Tensor, draw: Callable[[Tensor], Disturbance | None]) -> Tensor:
+        if self.spec.inputs == 2:
+            states = [self.preprocess0(states[0]), self.preprocess1(states[1])]
+        drawn, edge = draw(states[0]) or Disturbance(), 0
+        active = weights.ne(0).tolist() if self.gated else [[True] * self.spec.columns] * self.spec.edges
+        for _ in range(self.spec.nodes):
+            edges = range(edge, edge + len(states))
+            states = [*states, sum(self._ops[e](x, weights[e], active[e], drawn) for e, x in zip(edges, states, strict=True))]
+            edge = edges.stop
+        return states[-1] if self.spec.output == "last" else torch.cat(states[self.spec.inputs :], 1)
+
+
+class ResidualBlock(nn.Module):
+    """Between the stages of NAS-Bench-201."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv_a, self.conv_b = (
+            nn.ModuleDict({"op": nn.Sequential(nn.ReLU(), nn.Conv2d(i, c, 3, s, 1, bias=False), nn.BatchNorm2d(c))})
+            for i, s in ((c // 2, 2), (c, 1))
+        )
+        self.downsample = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(c // 2, c, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_b["op"](self.conv_a["op"](x)) + self.downsample(x)
 
 
 class Supernet(nn.Module):
-    """forward(images, alphas [2, 14, 8]) -> logits."""
+    """forward(images, alphas) -> logits of the search network of any of our spaces; draws are those of `space.moment`."""
 
-    def __init__(self, channels: int, cells: int, classes: int = 10) -> None:
+    def __init__(self, space: supernet.Supernet) -> None:
         super().__init__()
-        c, c_s0, c_s1, reduced = channels, 3 * channels, 3 * channels, False
-        self.stem = nn.Sequential(nn.Conv2d(3, c_s1, 3, padding=1, bias=False), nn.BatchNorm2d(c_s1))
-        self.cells = nn.ModuleList()
-        for i in range(cells):
-            reduction = i in (cells // 3, 2 * cells // 3)
-            c *= 2 if reduction else 1
-            self.cells.append(SearchCell(c_s0, c_s1, c, reduction, reduced))
-            c_s0, c_s1, reduced = c_s1, NODES * c, reduction
+        self.space = space
+        width = space.stem_width
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.cells = nn.ModuleList(SearchCell(*cell, isinstance(space, PrDarts)) for cell in space.cells)
+        widths = [cell.spec.channels for cell in space.cells]
+        chain = space.cells[0].spec.inputs == 1
+        self.blocks = nn.ModuleList(ResidualBlock(c) for before, c in pairwise(widths) if chain and c > before)
+        self.starts = {i: block for block, i in enumerate(i for i in range(1, len(widths)) if chain and widths[i] > widths[i - 1])}
+        if space.affine_tail:
+            self.lastact = nn.Sequential(nn.BatchNorm2d(space.embedding_size), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(c_s1, classes)
+        self.classifier = nn.Linear(space.embedding_size, space.classes)
 
     def forward(self, images: Tensor, alphas: Tensor) -> Tensor:
-        normal, reduce = F.softmax(alphas, -1)
+        mixtures = self.space.sample(alphas)
         s0 = s1 = self.stem(images)
-        for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal)
+        for i, cell in enumerate(self.cells):
+            if i in self.starts:
+                s1 = self.blocks[self.starts[i]](s1)
+            states = [s0, s1][-cell.spec.inputs :]
+            s0, s1 = s1, cell(states, mixtures[cell.spec.reduction], functools.partial(self.space.draws, i))
+        if self.space.affine_tail:
+            s1 = self.lastact(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
 
 

@@ -92,7 +92,7 @@ def batch(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def published_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -> Count:
     """Forward and backward of the published composition, channels_last."""
-    network = published.Supernet(channels, cells).to("meta", dtype, memory_format=torch.channels_last)
+    network = published.Supernet(Darts(channels=channels, cells=cells)).to("meta", dtype, memory_format=torch.channels_last)
     alphas = torch.empty(2, 14, 8, device="meta", dtype=dtype, requires_grad=True)
     x, labels = batch(images, dtype)
     x = x.contiguous(memory_format=torch.channels_last)

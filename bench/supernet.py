@@ -1,4 +1,6 @@
-"""Forward and backward of the DARTS supernet and of an evaluation network: ours against the published composition.
+"""Forward and backward of supernets and of an evaluation network: ours against the published composition.
+
+`--space pcdarts s1 ...` (or `all`) times the search networks of those spaces instead of DARTS's.
 
 Peers: the published composition in PyTorch (`bench.published`), contiguous and channels_last, and torch.compile of it, which
 runs in its own process under a time limit. Before anything is timed, results must agree (`bench._networks`): in float64 all of
@@ -25,7 +27,19 @@ from torch import Tensor
 
 from bench import published
 from bench._harness import Bench, sgemm_rate
-from bench._networks import CANDIDATES, SIZES, Step, candidate, inputs_of, multiply_adds, require_agreement
+from bench._networks import (
+    CANDIDATES,
+    SIZES,
+    SPACE_BATCH,
+    SPACE_CASES,
+    Step,
+    candidate,
+    inputs_of,
+    multiply_adds,
+    require_agreement,
+    require_equal_in_float64,
+    supernet_of,
+)
 from pamkd.ops import mixed_cell
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.spaces.darts import PRIMITIVES
@@ -72,9 +86,8 @@ def print_peak(case: str, name: str) -> None:
 
 def print_compiled() -> None:
     """Seconds of compiling and of a step of torch.compile of the published composition of the first case."""
-    channels, cells, batch = SIZES["supernet"]
-    images, labels = inputs_of(batch)
-    compiled = torch.compile(published.Supernet(channels, cells))
+    images, labels = inputs_of(SIZES["supernet"][2])
+    compiled = torch.compile(published.Supernet(supernet_of("supernet")))
     alphas = torch.zeros(2, 14, len(PRIMITIVES), requires_grad=True)
     seconds = []
     for _ in range(4):
@@ -113,6 +126,15 @@ def compare(bench: Bench, case: str, rate: float, copy: float) -> None:
     bench.row(case, "kept at copy rate", "s", 2 * kept / copy, {name: 2 * value / copy for name, value in kept_by.items()})
     peaks = {name: peak_bytes(case, name, bench.options.threads) / MB for name in CANDIDATES}
     bench.row(case, "peak", "MB", peaks.pop("ours"), peaks)
+
+
+def compare_space(bench: Bench, case: str) -> None:
+    """The search network of a space, halfway through a search. (float32 errors are those of the case "supernet": the arithmetic is.)"""
+    require_equal_in_float64(bench, case, candidate(case, "published", 2, torch.float64).results())
+    ours, *peers = (candidate(case, name, SPACE_BATCH).step for name in CANDIDATES)
+    network = supernet_of(case)
+    named = f"{case} C={network.channels} cells={len(network.cells)} batch={SPACE_BATCH}"
+    bench.time(named, ours, dict(zip(CANDIDATES[1:], peers, strict=True)))
 
 
 def copy_rate() -> float:
@@ -170,6 +192,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = [*SIZES, "compile", "linear"]
     parser.add_argument("--cases", nargs="+", default=cases, choices=cases)
+    spaces = [*dict.fromkeys(space for space, *_ in SPACE_CASES.values())]
+    parser.add_argument("--space", nargs="+", choices=[*spaces, "all"], help="instead: the supernets of these search spaces")
     parser.add_argument("--compile-limit", type=float, default=120, help="seconds for torch.compile")
     parser.add_argument("--peak-of", nargs=2, metavar=("CASE", "CANDIDATE"), help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
@@ -179,6 +203,11 @@ def main() -> None:
         return print_peak(*options.peak_of)
     if options.compiled:
         return print_compiled()
+    if options.space:
+        for case, (space, *_) in SPACE_CASES.items():
+            if space in options.space or "all" in options.space:
+                compare_space(bench, case)
+        return bench.finish()
     rate, copy = sgemm_rate(), copy_rate()
     print(f"sgemm {rate / 1e9:.0f} GFLOP/s, copy {copy / 1e9:.1f} GB/s read and written, {options.threads} threads")
     for case in options.cases:

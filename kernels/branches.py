@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from pamkd.kernels._shared import MAX_GRID
 
 # Columns of the table. `STATE`: 0 and 1 are the cell's inputs, 2 its nodes, 3 the maps of the first halves of separable convolutions.

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from pamkd.kernels._shared import dot_precision, number
 from pamkd.kernels.branches import (
     COLUMNS,
@@ -29,7 +31,6 @@ from pamkd.kernels.branches import (
     vector_of,
     warps_of,
 )
-from torch import Tensor
 
 
 class Maps(NamedTuple):

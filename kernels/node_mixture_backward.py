@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from pamkd.kernels._shared import dot_precision
 from pamkd.kernels.branches import (
     COLUMNS,
@@ -40,7 +42,6 @@ from pamkd.kernels.branches import (
 )
 from pamkd.kernels.node_mixture import Maps
 from pamkd.kernels.shared_branches import GEOMETRY, backward_terms, gradient_of, normalisation, shared_kernel
-from torch import Tensor
 
 
 @triton.jit(do_not_specialize=[*GEOMETRY, "chunk_pixels", "first", "each", "branches"])
@@ -277,6 +278,8 @@ class Backward:
     def weights_gradient(self) -> Tensor:
         """[L, P]; every weight must belong to a branch."""
         out = torch.empty_like(self.weights)
+        if out.numel() == 0:
+            return out
         weights_kernel[(self.branches, triton.cdiv(self.piece, 1024), self.sets)](
             self.table, self.pieces, out, self.c, self.k, self.weights.shape[1], self.chunks, self.piece, BLOCK=1024, num_warps=4
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from pamkd.kernels.branches import COLUMNS, MIX, NORM, TARGET, place_of, state_of, stencil
 
 GEOMETRY = ["images", "height", "width", "to_height", "to_width"]

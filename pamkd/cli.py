@@ -1,7 +1,8 @@
-"""The command line: `pamkd search | evaluate | random | lookup | report | reproduce | export | doctor`."""
+"""The command line: `pamkd search | plan | evaluate | random | lookup | report | reproduce | sweep | export | replay | doctor`."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ Command = Callable[[list[str]], int]
 
 
 def _search(argv: list[str]) -> int:
+    from pamkd.distributed import is_main_process
     from pamkd.runs.config import SearchConfig
     from pamkd.runs.options import parse
     from pamkd.runs.search import default_out, search
@@ -18,11 +20,27 @@ def _search(argv: list[str]) -> int:
 
     config = default_out(parse(SearchConfig, argv, PRESETS, "pamkd search"))
     result = search(config)
+    if not is_main_process():
+        return 0
     print(f"retained learner {result.learner}: validation loss {result.valid_loss[result.learner]:.4f}, ", end="")
     print(f"accuracy {100 * result.valid_accuracy[result.learner]:.2f} %")
     print(result.genotype.describe())
     print(f"run folder: {config.out}  (next: pamkd evaluate --run {config.out}; pamkd report {config.out})")
     return 0
+
+
+def _plan(argv: list[str]) -> int:
+    from pamkd.runs.config import SearchConfig
+    from pamkd.runs.options import parse
+    from pamkd.runs.plan import plan
+    from pamkd.runs.search_presets import PRESETS
+
+    made = plan(parse(SearchConfig, argv, PRESETS, "pamkd plan"))
+    print(made.text())
+    if made.fits:
+        return 0
+    print(f"pamkd: {made.warning()}", file=sys.stderr)
+    return 1
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -84,6 +102,24 @@ def _reproduce(argv: list[str]) -> int:
     return 0
 
 
+def _sweep(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.sweep import SweepConfig, sweep
+
+    return 1 if sweep(tyro.cli(SweepConfig, args=argv, prog="pamkd sweep")) else 0
+
+
+def _replay(argv: list[str]) -> int:
+    import tyro
+
+    from pamkd.runs.replay import ReplayConfig, replay
+
+    text, diverged = replay(tyro.cli(ReplayConfig, args=argv, prog="pamkd replay"))
+    print(text)
+    return 0 if diverged else 1
+
+
 def _doctor(argv: list[str]) -> int:
     import tyro
 
@@ -94,14 +130,19 @@ def _doctor(argv: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "search": (_search, "search an architecture with mutually teaching learners"),
+    "plan": (_plan, "tell what a search would take of memory and time on this machine"),
     "evaluate": (_evaluate, "train a found or published architecture from scratch and test it"),
     "random": (_random, "draw architectures at random and keep the best: the honest baseline"),
     "lookup": (_lookup, "what a table knows of a NAS-Bench-201 cell"),
     "report": (_report, "write one HTML page about a run"),
     "reproduce": (_reproduce, "run what stands behind a table or figure of the paper"),
+    "sweep": (_sweep, "run a grid of searches and evaluations, on SLURM or on this machine"),
     "export": (_export, "write weights, genotype and ONNX of an evaluated network"),
+    "replay": (_replay, "take the step of a search again that diverged"),
     "doctor": (_doctor, "check every operation on every device of this machine"),
 }
+
+DISTRIBUTED = ("search", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,13 +158,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"pamkd: unknown command {words[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if words[0] not in DISTRIBUTED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(
+            f"pamkd: {words[0]} runs in one process: start it without torchrun, which is for {' and '.join(DISTRIBUTED)}", file=sys.stderr
+        )
+        return 2
     from pamkd.runs.errors import USER_ERRORS, Interrupted
 
     try:
         return COMMANDS[words[0]][0](words[1:])
     except Interrupted as error:
         print(f"pamkd: {error}", file=sys.stderr)
-        return 130
+        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130  # torchrun would start again what ended with another status
     except USER_ERRORS as error:
         print(f"pamkd: {error}", file=sys.stderr)
         return 2

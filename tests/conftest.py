@@ -84,7 +84,7 @@ def problem(network, transfer):
         def batch() -> Batch:
             return Batch(normal(ROWS, INPUTS), torch.randint(0, CLASSES, (ROWS,), generator=random))
 
-        learners = [Learner.create(network, 0.5 * normal(2), *(normal(network.num_weights) for _ in "vw")) for _ in range(count)]
+        learners = [Learner.create(network, 0.5 * normal(2), *(normal(network.num_weights) for _ in "vw"), k) for k in range(count)]
         for learner in learners:
             learner.v_momentum, learner.w_momentum = 0.1 * normal(network.num_weights), 0.1 * normal(network.num_weights)
         train, valid = batch(), batch()

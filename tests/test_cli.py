@@ -68,7 +68,7 @@ def test_killed_run_resumes_to_the_same_result(whole, tmp_path, how):
 
 BAD = {
     "": 2,
-    "serch": "unknown command 'serch'; commands are search, evaluate",
+    "serch": "unknown command 'serch'; commands are search, plan, evaluate",
     "search --preset nas": "unknown preset 'nas'; known are darts-cifar10",
     "search --group-size 1": "group_size is 1",
     "search --out nothing --resume": "there is no run in nothing",
@@ -78,6 +78,7 @@ BAD = {
     "evaluate --genotype DARTS_V9": "DARTS_V9",
     "evaluate --run nowhere": "nowhere",
     "report nowhere": "nowhere",
+    "replay nowhere": "there is no bundle nowhere",
 }
 
 
@@ -96,7 +97,9 @@ def test_wrong_option_is_named(words, tmp_path):
     assert words.split()[1] in out + err and "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("words", ["--help", "search --help", "evaluate --help", "report --help", "export --help", "doctor --help"])
+@pytest.mark.parametrize(
+    "words", ["--help", "search --help", "evaluate --help", "report --help", "export --help", "replay --help", "doctor --help"]
+)
 def test_help(words, tmp_path):
     out, _ = pamkd(words, cwd=tmp_path)
     assert "usage" in out.lower()

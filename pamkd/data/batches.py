@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from pamkd.data.augment import Augment
 from pamkd.data.datasets import ImageFiles, Images
 from pamkd.data.randomness import derived_seed, generator
+from pamkd.distributed import WHOLE, Columns
 
 
 class Batches:
@@ -28,6 +29,9 @@ class Batches:
     The order of epoch e is drawn from (seed, stream, e), the augmentation of its step s from (seed, stream, e, s). Transforms of the
     user's dataset that draw from the global generators of PyTorch, NumPy or Python get (seed, stream, e, position) as seed, whatever the
     number of `workers`, the processes that read items of datasets that are not in memory.
+
+    Where `columns` split batches, images are this column's part of each batch, labels those of the whole. A part alone is read, and
+    augmented with the random numbers of the whole; only an augmentation of the user's own, which may mix images, sees whole batches.
 
     Raises ValueError for an empty dataset, a batch size below 1, one larger than the data with `drop_last`, and on reading for
     images of unlike shapes or unusable types and for labels that are not below `classes`.
@@ -47,6 +51,7 @@ class Batches:
         workers: int = 0,
         drop_last: bool = True,
         shuffle: bool = True,
+        columns: Columns = WHOLE,
     ) -> None:
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
             raise ValueError(f"the {stream} dataset is a {type(dataset).__name__}: needed is a map-style one, with __len__ and __getitem__")
@@ -66,33 +71,40 @@ class Batches:
             raise ValueError(f"resized_crop needs a dataset read from files, such as imagenet; {stream} is a {type(dataset).__name__}")
         self._dataset, self._augment, self._device = dataset, augment, torch.device(device)
         self._seed, self._stream, self._classes = seed, stream, classes
-        self._size, self._workers, self._shuffle = batch_size, workers, shuffle
+        self._size, self._workers, self._shuffle, self._columns = batch_size, workers, shuffle, columns
         self._steps = count // batch_size if drop_last else -(-count // batch_size)
+        self._idle: list[_Loader] = []  # whose workers wait for the next epoch
 
     def __len__(self) -> int:
         """Steps of an epoch."""
         return self._steps
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from `start_step` on; none when it equals `len(self)`."""
+    def epoch(self, epoch: int, start_step: int = 0, stride: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every `stride`-th batch of an epoch from `start_step` on; none when it equals `len(self)`."""
         if not 0 <= start_step <= self._steps:
             raise ValueError(f"start_step is {start_step}: an epoch of the {self._stream} dataset has {self._steps} steps")
         order = self._indices
         if self._shuffle:
             order = order[torch.randperm(len(order), generator=generator(self._seed, self._stream, "order", epoch))]
-        rows = order.split(self._size)[start_step : self._steps]
-        read = self._read_memory(rows) if isinstance(self._dataset, Images) else self._read_items(rows, epoch, start_step)
-        for step, (images, labels) in enumerate(read, start_step):
+        steps, columns = range(start_step, self._steps, stride), self._columns
+        early = self._augment is None or isinstance(self._augment, Augment)
+        places = torch.arange(len(order)).split(self._size)
+        places = [columns.part(places[step]) if early else places[step] for step in steps]
+        read = self._read_memory(order, places) if isinstance(self._dataset, Images) else self._read_items(order, places, epoch)
+        for step, (images, labels) in zip(steps, read, strict=True):
             if self._classes is not None and labels.max() >= self._classes:
                 raise ValueError(
                     f"a label of the {self._stream} dataset is {labels.max()}: needed is a number below {self._classes}, the classes"
                 )
             images, labels = (part.to(self._device, non_blocking=True) for part in (images, labels))
-            if self._augment is not None:
-                images = self._augment(images, generator(self._seed, self._stream, "augment", epoch, step))
+            random = generator(self._seed, self._stream, "augment", epoch, step)
+            if not early:
+                images = columns.part(self._augment(images, random))
+            elif self._augment is not None:
+                images = self._augment(images, random, columns)
             elif images.dtype == torch.uint8:
                 images = images.float().div_(255)
-            yield images, labels
+            yield images, columns.group.all_gather(labels).flatten() if early else labels
 
     def forever(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Epoch after epoch, after the first `start` batches of the whole stream."""
@@ -101,29 +113,23 @@ class Batches:
             yield from self.epoch(epoch, step)
             epoch, step = epoch + 1, 0
 
-    def _read_memory(self, rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        return map(self._dataset.read, rows)
+    def _read_memory(self, order: Tensor, places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self._dataset.read(order[batch]) for batch in places)
 
-    def _read_items(self, rows: Sequence[Tensor], epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        first = start_step * self._size
+    def _read_items(self, order: Tensor, places: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         keys = []
-        for batch in rows:
-            seeds = (derived_seed(self._seed, self._stream, "item", epoch, first + place) for place in range(len(batch)))
-            keys.append(list(zip(batch.tolist(), seeds, strict=True)))
-            first += len(batch)
-        loader = DataLoader(
-            _Items(self._dataset, self._augment),
-            batch_sampler=keys,
-            collate_fn=_stack,
-            generator=torch.Generator(),
-            num_workers=self._workers,
-            pin_memory=self._device.type == "cuda",
-            worker_init_fn=_ignore_interrupt,
-        )
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        for batch in places:
+            seeds = (derived_seed(self._seed, self._stream, "item", epoch, place) for place in batch.tolist())
+            keys.append(list(zip(order[batch].tolist(), seeds, strict=True)))
+        # Two epochs that are read at the same time have a loader each; one that is left early takes its unread batches with it.
+        loader = self._idle.pop() if self._idle else _Loader(_Items(self._dataset, self._augment), self._workers, self._device)
+        try:
+            for batch in loader.read(keys):
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        finally:
+            self._idle.append(loader)
 
 
 def number_of_classes(dataset: Dataset, classes: int | None) -> int:
@@ -133,6 +139,27 @@ def number_of_classes(dataset: Dataset, classes: int | None) -> int:
     if not hasattr(dataset, "classes"):
         raise ValueError("the training dataset has no attribute `classes`: pass run(..., classes=NUMBER)")
     return len(dataset.classes)
+
+
+class _Loader:
+    """A DataLoader whose workers outlive an epoch: each `read` gives it the keys of its batches."""
+
+    def __init__(self, items: _Items, workers: int, device: torch.device) -> None:
+        self._keys: list[list[tuple[int, int]]] = []
+        self._loader = DataLoader(
+            items,
+            batch_sampler=self._keys,
+            collate_fn=_stack,
+            generator=torch.Generator(),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
+        )
+
+    def read(self, keys: list[list[tuple[int, int]]]) -> Iterator[Any]:
+        self._keys[:] = keys
+        return iter(self._loader)
 
 
 class _Items(Dataset):
@@ -214,6 +241,7 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides when the workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, a batch system's signal every one of a job; the main one decides when the workers end."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.methods.method import Phase, StepReport
+from pamkd.methods.method import Phase, StepTensors
 from pamkd.methods.ramp import Ramped
 from pamkd.transfer.divergence import divergence
 from pamkd.trilevel.passes import Batch, Network
@@ -52,20 +52,20 @@ class One(Ramped):
         self.shared = 0
 
     def start(self, learners: Sequence[Learner]) -> None:
-        stem = learners[0].w[: learners[0].network.stem_size]
-        self.shared = len(stem)
+        self.shared = learners[0].network.stem_size
+        stem = self.rows.gather([[learner.w[: self.shared]] for learner in learners])[0][0]
         for learner in learners:
             learner.w = torch.cat([stem, learner.w[self.shared :]])
-        count, width = len(learners), learners[0].network.stem_width
+        count, width = self.rows.count(len(learners)), learners[0].network.stem_width
         random, bound = torch.Generator().manual_seed(self.seed), 1 / math.sqrt(width)
         linear = torch.empty(count * (width + 1), dtype=stem.dtype).uniform_(-bound, bound, generator=random)
         self._set_modules(torch.cat([linear, torch.ones(count).to(linear), torch.zeros(count).to(linear)]).to(stem.device))
 
-    def step(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
-    ) -> tuple[StepReport, list[Tensor] | None]:
+    def take(
+        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: int
+    ) -> tuple[StepTensors, list[Tensor] | None]:
         seen = [dataclasses.replace(learner, network=WithStem(learner.network)) for learner in learners]
-        result = super().step(seen, train, valid, lr=lr, phase=phase, seed=seed)
+        result = super().take(seen, train, valid, lr=lr, phase=phase, drawn=drawn)
         for learner, other in zip(learners, seen, strict=True):
             learner.w, learner.w_momentum = other.w, other.w_momentum
         return result

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.methods.method import Method, Phase, StepReport
+from pamkd.methods.method import Method, Phase, StepTensors
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.bilevel import BiLevelStep
 from pamkd.trilevel.exact import exact_bilevel_hypergradient
@@ -26,7 +26,7 @@ class OneSet(Method):
     shared: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        self.parts = BiLevelStep(self.passes, sgd=self.sgd, fd_step=self.fd_step)
+        self.parts = BiLevelStep(self.passes, sgd=self.sgd, fd_step=self.fd_step, rows=self.rows)
         self._set_modules(torch.empty(0))
 
     def _set_modules(self, weights: Tensor) -> None:
@@ -57,30 +57,34 @@ class OneSet(Method):
     def twice_differentiable(self) -> OneSet:
         return self
 
-    def step(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
-    ) -> tuple[StepReport, list[Tensor] | None]:
-        parts, nothing = self.parts, [float("nan")] * len(learners)
+    def take(
+        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: int
+    ) -> tuple[StepTensors, list[Tensor] | None]:
+        parts = self.parts
         second_order = phase == "search" and self.order == "second"
-        added = self.added_gradients(learners, train, lr=lr, seed=seed)
+        added = self.added_gradients(learners, train, lr=lr, seed=drawn)
         exact = None
         if second_order and self.exact:
-            exact = exact_bilevel_hypergradient(self, learners, train, valid, lr=lr, seed=seed, sgd=self.sgd, added=added)
-        done = parts.train(learners, train, valid, self, lr=lr, seed=seed, added=added)
+            exact = exact_bilevel_hypergradient(self, learners, train, valid, lr=lr, seed=drawn, sgd=self.sgd, added=added)
+        done = parts.train(learners, train, valid, self, lr=lr, seed=drawn, added=added)
         with torch.no_grad():
-            flow = self.flow(done.outputs, train if self.teaches_on == "train" else valid).tolist()
-        valid_losses, accuracy, hypergradient = nothing, nothing, None
+            flow = self.flow(done.outputs, train if self.teaches_on == "train" else valid)
+        here = self.rows.indices(len(learners))
+        taught = torch.stack([done.taught[k] for k in here])
+        found = StepTensors(train_loss=torch.stack(done.losses), distill_loss=taught, flow=flow.to(taught.device))
+        hypergradient = None
         if phase == "search":
             losses, correct, u, hypergradient = parts.validate(learners, valid, self)
-            valid_losses, accuracy = [loss.item() for loss in losses], [value.item() for value in correct]
+            found = replace(found, valid_loss=torch.stack(losses), valid_accuracy=torch.stack(correct))
             if second_order:
                 hypergradient = exact or parts.hypergradient(learners, train, valid, self, done, u, hypergradient)
+            for learner, grad in zip(learners, hypergradient, strict=True):
+                self.passes.watch.term([grad], "architecture's gradient", learner.number, "the hypergradient")
         if len(self.modules):
             modules, self._momentum, _ = self.sgd.update(self.modules.detach(), self._momentum, done.modules_grad, lr)
             self.modules = modules.requires_grad_()
         self.finish_step(learners, train)
-        train_losses = [loss.item() for loss in done.losses]
-        return StepReport(train_losses, nothing, valid_losses, accuracy, nothing, done.taught.tolist(), flow), hypergradient
+        return found, hypergradient
 
     def state(self) -> dict[str, Tensor]:
         return {"modules": self.modules, "modules_momentum": self._momentum}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from pamkd.methods.method import Method, Phase, StepReport
+from pamkd.methods.method import Method, Phase, StepTensors
 from pamkd.trilevel.exact import exact_hypergradient
 from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.step import Learner, Lesson, Teaching, TriLevelStep
@@ -22,61 +22,67 @@ class TwoSets(Method):
     two_sets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.parts = TriLevelStep(self.passes, self.teaching(), sgd=self.sgd, fd_step=self.fd_step)
+        self.parts = TriLevelStep(self.passes, self.teaching(), sgd=self.sgd, fd_step=self.fd_step, rows=self.rows)
 
     def teaching(self) -> Teaching:
         """How V teaches W."""
         raise NotImplementedError
 
-    def step(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
-    ) -> tuple[StepReport, list[Tensor] | None]:
-        parts, teaching, count = self.parts, self.parts.teaching, len(learners)
-        mutual = count > 1
-        nothing = [float("nan")] * count
-        flow = torch.zeros(count, count)
+    def draw(self, train: Batch, valid: Batch, *, phase: Phase, learners: int, seed: int) -> Any:
+        """The transfer's draws for the batch on which V teaches."""
+        if phase == "warmup-v" or learners == 1:
+            return None
+        teaching = self.parts.teaching
+        return teaching.transfer.draw(train if teaching.batch == "train" else valid, seed)
+
+    def take(
+        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
+    ) -> tuple[StepTensors, list[Tensor] | None]:
+        parts, teaching, rows = self.parts, self.parts.teaching, self.rows
+        mutual = rows.count(len(learners)) > 1
         if phase == "warmup-v":
-            losses_v = [parts.train_v(learner, train, lr)[0].item() for learner in learners]
-            return StepReport(nothing, losses_v, nothing, nothing, nothing, nothing, flow.tolist()), None
+            return StepTensors(train_loss_v=torch.stack([parts.train_v(learner, train, lr)[0] for learner in learners])), None
 
         second_order = phase == "search" and self.order == "second"
-        context = teaching.transfer.draw(train if teaching.batch == "train" else valid, seed) if mutual else None
         exact = None
         if second_order and self.exact:
-            exact = exact_hypergradient(teaching, learners, train, valid, context, lr=lr, sgd=self.sgd)
+            exact = exact_hypergradient(teaching, learners, train, valid, drawn, lr=lr, sgd=self.sgd)
 
-        losses_v, losses_teach, students, v_updates, measured, lesson = nothing, nothing, [], [], None, None
+        students, v_updates, measured, lesson, of_v = [], [], None, None, {}
         if mutual:
             trained = [parts.train_v(learner, train, lr) for learner in learners]
-            losses_v, v_updates = [loss.item() for loss, _ in trained], [update for _, update in trained]
-            measured = parts.measure(learners, train, valid, context)
-            lesson = Lesson.of(measured, context)
-            losses_teach, flow = lesson.losses.tolist(), teaching.scrutiny(lesson.losses)
-            students = [k for k in range(count) if teaching.weight and bool((flow[k] > 0).any())]
+            v_updates = [update for _, update in trained]
+            measured = parts.measure(learners, train, valid, drawn)
+            lesson = Lesson.of(measured, drawn, rows)
+            flow = teaching.scrutiny(lesson.losses)
+            students = self._students(flow)
+            of_v = {"train_loss_v": torch.stack([loss for loss, _ in trained]), "flow": flow}
+            if teaching.batch == "valid":
+                of_v["valid_loss_v"] = torch.stack([loss.detach() for loss in measured.losses])
 
         train_losses, w_updates, taught = [], [], []
-        for k, learner in enumerate(learners):
+        for k, learner in zip(rows.indices(len(learners)), learners, strict=True):
             loss, term, update = parts.train_w(k, learner, train, valid, lesson if k in students else None, lr)
-            train_losses.append(loss.item())
-            taught.append(term.item())
+            train_losses.append(loss)
+            taught.append(term)
             w_updates.append(update)
-        losses_teach = losses_teach if teaching.batch == "valid" else nothing
-
+        found = StepTensors(train_loss=torch.stack(train_losses), distill_loss=torch.stack(taught), **of_v)
         if phase == "warmup-w":
-            return StepReport(train_losses, losses_v, nothing, nothing, losses_teach, taught, flow.tolist()), None
+            return found, None
         valid_losses, accuracy, u, direct = parts.validate_w(learners, valid)
-        report = StepReport(
-            train_losses,
-            losses_v,
-            [loss.item() for loss in valid_losses],
-            [value.item() for value in accuracy],
-            losses_teach,
-            taught,
-            flow.tolist(),
-        )
+        found = replace(found, valid_loss=torch.stack(valid_losses), valid_accuracy=torch.stack(accuracy))
         if not second_order:
-            return report, direct
+            return found, direct
         if exact is not None:
-            return report, exact
+            return found, exact
         hypergradient = parts.hypergradient(learners, train, valid, measured, lesson, students, v_updates, w_updates, u, direct)
-        return report, hypergradient.total()
+        for name, terms in vars(hypergradient).items():
+            for learner, term in zip(learners, terms, strict=False):  # a term is empty where nobody was taught
+                self.passes.watch.term([term], name, learner.number, "the hypergradient")
+        return found, hypergradient.total()
+
+    def _students(self, flow: Tensor) -> list[int]:
+        """The learners that somebody teaches; with static passes all, whose teachers may then have weights of zero."""
+        if not self.parts.teaching.weight:
+            return []
+        return [k for k, row in enumerate(flow) if self.passes.static or bool((row > 0).any())]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pamkd.ops import mixed_cell_cuda
+from pamkd.ops._checks import check_cell
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
@@ -28,7 +29,8 @@ LIB.impl("mixed_cell_backward", mixed_cell_cuda.backward, "CUDA")
 def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
     """Node i = sum over its edges e of sum_o mix[e, o] * candidate_o(state); returns the nodes along the channels.
 
-    Equivalent to `pamkd.reference.mixed_cell.mixed_cell`, the same cell composed of plain PyTorch calls.
+    Equivalent to `pamkd.reference.mixed_cell.mixed_cell`, the same cell composed of plain PyTorch calls, but that `none` is 0
+    also of a state that is not finite.
 
     With a leading dimension of m weight sets (learners, perturbed copies) on every tensor it computes m cells, on a GPU in the same
     launches. A cell with full 3x3 convolutions has no GPU kernel.
@@ -129,37 +131,15 @@ deny_double_backward("pamkd::mixed_cell_backward", "use pamkd.reference.mixed_ce
 
 
 def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> None:
-    if (s1 is None) != (spec.inputs == 1):
-        raise ValueError(f"mixed_cell: s1 is {'None' if s1 is None else 'given'}, but spec.inputs is {spec.inputs}")
-    for name, tensor in (("s1", s1), ("weights", weights), ("mix", mix)):
-        if tensor is not None and (tensor.dtype != s0.dtype or tensor.device != s0.device):
-            found = f"{name} is {tensor.dtype} on {tensor.device} and s0 is {s0.dtype} on {s0.device}"
-            raise TypeError(f"mixed_cell: {found}; convert them to one dtype and device")
-    if not s0.is_floating_point():
-        raise TypeError(f"mixed_cell: s0 is {s0.dtype}; floating-point states are needed")
-    for name, tensor in (("s0", s0), ("s1", s1)):
-        if tensor is not None and (tensor.dim() not in (4, 5) or tensor.shape[-3] != spec.channels or tensor.shape != s0.shape):
-            raise ValueError(
-                f"mixed_cell: {name} has shape {tuple(tensor.shape)}; every input state is [n, {spec.channels}, h, w] of one size, or "
-                "with one more dimension of weight sets before"
-            )
-    h, w, _ = _sizes(s0, spec)
-    if s0.shape[-4] * h * w < 2:
-        raise ValueError(
-            f"mixed_cell: s0 has shape {tuple(s0.shape)}; BatchNorm needs more than one value per channel: enlarge the batch or the images"
-        )
-    sets = tuple(s0.shape[:-4])
-    if tuple(weights.shape) != (*sets, spec.num_weights):
-        raise ValueError(f"mixed_cell: weights has shape {tuple(weights.shape)}; the spec's flat slice is {[*sets, spec.num_weights]}")
-    if tuple(mix.shape) != (*sets, spec.edges, spec.columns):
-        raise ValueError(f"mixed_cell: mix has shape {tuple(mix.shape)}; the spec needs {[*sets, spec.edges, spec.columns]}")
+    tensors = (s0, s1, weights, mix)
+    if isinstance(s0, Tensor) and s0.dim() == 5:
+        counts = [len(t) for t in tensors if t is not None]
+        if counts != [counts[0] or 1] * len(counts):
+            raise ValueError(f"mixed_cell: the tensors have {counts} weight sets; needed is one number, at least 1")
+        tensors = tuple(t if t is None else t[0] for t in tensors)
+    check_cell("mixed_cell", *tensors, spec)
     if any("noise" in names for names in spec.candidates):
         raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
-    if spec.reduction and spec.partial > 1 and (s0.shape[-2] % 2 or s0.shape[-1] % 2):
-        raise ValueError(
-            f"mixed_cell: states of {s0.shape[-2]} x {s0.shape[-1]} in a reduction cell with partial channels; "
-            "the 2x2 max pool of the bypassing channels needs even sizes"
-        )
 
 
 def _example() -> tuple:

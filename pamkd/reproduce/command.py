@@ -16,8 +16,8 @@ import tyro
 from pamkd.reproduce.figure1 import figure1
 from pamkd.reproduce.neighbours import compare_neighbours
 from pamkd.reproduce.paper import TABLES, Row
-from pamkd.reproduce.scales import SCALES, columns, evaluation_config, search_config
-from pamkd.reproduce.units import Unit
+from pamkd.reproduce.scales import SCALES, Scale, columns, evaluation_config, search_config
+from pamkd.reproduce.units import Unit, gather
 from pamkd.reproduce.write import write_table
 
 
@@ -40,7 +40,7 @@ class ReproduceConfig:
     out: Path = Path("runs/reproduce")
     """Folder of the runs and tables; a command that was stopped goes on in it."""
     data: Path | None = None
-    """Where the datasets lie."""
+    """Where the datasets lie; at the scales small and smoke, a folder of images (train/<class>/*.jpg, test/...) instead of digits."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
 
@@ -53,17 +53,17 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         return figure1(config.scale, config.out, config.seeds)
     if config.what not in TABLES:
         raise ValueError(f"{config.what!r} is no table or figure that can be reproduced; those are {', '.join(TABLES)} and figure1")
-    table, scale = TABLES[config.what], SCALES[config.scale]
+    table, scale = TABLES[config.what], _scale(config)
     rows = [row for row in table.rows if any(fnmatch.fnmatchcase(row.key, pattern) for pattern in config.rows)]
     if config.space is not None:
         rows = [dataclasses.replace(row, space=config.space) for row in rows]
     if not rows:
         raise ValueError(f"no row of {config.what} matches {' '.join(config.rows)}; rows are {', '.join(row.key for row in table.rows)}")
-    root = config.out / config.scale
+    root = config.out / (f"{config.scale}-images" if scale.dataset == "folder" else config.scale)
     units, missing = [], []
     for row in rows:
         try:
-            units += _units(config, row, root)
+            units += _units(config, scale, row, root)
         except ValueError as error:
             missing.append(str(error))
     for unit in units:
@@ -74,21 +74,20 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
             unit.run()
     for sentence in missing:
         print(f"left out: {sentence}", file=sys.stderr)
-    found: dict = {}
-    for unit in units:
-        measured = unit.measured()
-        if measured is not None:
-            found.setdefault((unit.row.key, unit.column), []).append(measured)
     notes = _notes(config, missing)
     if config.what == "figure2" and not config.list:
         root.mkdir(parents=True, exist_ok=True)
         notes += compare_neighbours(units, root / "figure2.png")
     datasets = tuple(table.columns) if scale.dataset is None else (scale.dataset,)
-    return write_table(root / config.what, table, datasets, rows, found, notes)
+    return write_table(root / config.what, table, datasets, rows, gather(units), notes)
 
 
-def _units(config: ReproduceConfig, row: Row, root: Path) -> Sequence[Unit]:
+def _scale(config: ReproduceConfig) -> Scale:
     scale = SCALES[config.scale]
+    return scale.of_images() if scale.dataset is not None and config.data is not None else scale
+
+
+def _units(config: ReproduceConfig, scale: Scale, row: Row, root: Path) -> Sequence[Unit]:
     where = {"data": config.data, "threads": config.threads}
     return [
         Unit.of(

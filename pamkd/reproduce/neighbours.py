@@ -53,7 +53,7 @@ def compare_neighbours(units: Sequence[Unit], path: Path) -> list[str]:
 def embed(config: SearchConfig, dataset: ImageDataset) -> Tensor:
     """[n, d]: embeddings of a finished search's retained learner, BatchNorm on each batch's own statistics."""
     state = SearchState(config, build_supernet(config, len(dataset.classes), dataset.image_shape[0]))
-    state.restore(*checkpoint.load(config.out / CHECKPOINT))
+    checkpoint.restore(config.out / CHECKPOINT, state.restore)
     learner = state.learners[json.loads((config.out / "result.json").read_text())["learner"]]
     plain = Augment(dataset.mean, dataset.std)
     batches = Batches(dataset, None, config.batch_size, seed=0, stream="test", augment=plain, drop_last=False, shuffle=False)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pamkd.report.run_folder import number, read_run
 from pamkd.reproduce.paper import Row
+from pamkd.runs.checkpoint import previous
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate import evaluate
 from pamkd.runs.evaluate_config import EvaluateConfig
+from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.options import FREE, RunOptions, to_dict
 from pamkd.runs.search import search
+
+Options = TypeVar("Options", bound=RunOptions)
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Measured:
 
     seed: int
     test_error: float  # %
+    test_error_top5: float  # %
     valid_loss: float  # of the retained learner's supernet
     parameters: float
     search_seconds: float
@@ -60,9 +67,9 @@ class Unit:
     def run(self) -> None:
         """Search and evaluate what is still missing."""
         if not (self.search.out / "result.json").is_file():
-            search(dataclasses.replace(self.search, resume=_begun(self.search.out)))
+            search(_continued(self.search))
         if not self.done:
-            evaluate(dataclasses.replace(self.evaluation, resume=_begun(self.evaluation.out)))
+            evaluate(_continued(self.evaluation))
 
     def measured(self) -> Measured | None:
         if not self.done:
@@ -71,6 +78,7 @@ class Unit:
         return Measured(
             self.seed,
             100 * run.evaluation.result["test_error_mean"],
+            100 * run.evaluation.epochs[-1].get("test_error_top5", math.nan),
             min(run.result["valid_loss"]),
             run.evaluation.result["parameters"],
             *(sum(number(row.get("seconds")) or 0.0 for row in part.epochs) for part in (run, run.evaluation)),
@@ -82,8 +90,21 @@ class Unit:
         return f"pamkd search {words}  &&  pamkd evaluate --run {self.search.out}"
 
 
-def _begun(folder: Path) -> bool:
-    return (folder / "checkpoints" / "last.safetensors").is_file()
+def gather(units: Sequence[Unit]) -> dict[tuple[str, str], list[Measured]]:
+    """What the units that are done gave, by row key and column."""
+    found: dict[tuple[str, str], list[Measured]] = {}
+    for unit in units:
+        measured = unit.measured()
+        if measured is not None:
+            found.setdefault((unit.row.key, unit.column), []).append(measured)
+    return found
+
+
+def _continued(config: Options) -> Options:
+    """The run from its checkpoint where it has one, else from its start (in place of one that was killed before its first checkpoint)."""
+    path = config.out / CHECKPOINT
+    begun = path.is_file() or previous(path).is_file()
+    return dataclasses.replace(config, resume=begun, overwrite=not begun)
 
 
 def _changed(config: RunOptions) -> list[tuple[str, Any]]:

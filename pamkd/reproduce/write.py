@@ -30,18 +30,24 @@ def write_table(path: Path, table: Table, columns: Sequence[str], rows: Sequence
     csv.writer(text, lineterminator="\n").writerows([head, *body])
     write_atomically(paths[1], text.getvalue())
     content = join(html_table(head, body, caption=table.about), el("ul", *(el("li", note) for note in notes)))
-    page = document(f"{table.title} of the paper", "The paper's figures beside ours", [("table", table.title, content)], "pamkd reproduce.")
+    title, about = (f"{table.title} of the paper", "The paper's figures beside ours") if table.columns else (table.title, table.about)
+    page = document(title, about, [("table", table.title, content)], f"{table.command}.")
     write_atomically(paths[2], page)
     return paths
 
 
 def cells(table: Table, columns: Sequence[str], rows: Sequence[Row], found: Found) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows. Costs are means over the seeds of all columns."""
+    """Heading and rows; without the paper's figures where `table` has no columns. Costs are means over the seeds of all columns."""
+    papers = bool(table.columns)
+    ours = "ours: " if papers else ""
     head = ["row", *(f"paper: {name}" for name in table.columns.values())]
     for column in columns:
-        name = f"ours: error {column} (%)"
-        head += [name, "seeds", f"difference to {table.reference}", f"validation loss {column}"]
-    head += ["paper: param. (M)", "ours: param. (M)", "paper: GPU days", "ours: search (s)", "ours: evaluation (s)"]
+        head += [f"{ours}error {column} (%)", "seeds", f"difference to {table.reference}", f"validation loss {column}"]
+    five = any(row.top5 for row in table.rows)
+    if five:
+        head += ["paper: Top-5", *(f"{ours}top-5 error {column} (%)" for column in columns)]
+    costs = ["paper: param. (M)", f"{ours}param. (M)", "paper: GPU days", f"{ours}search (s)", f"{ours}evaluation (s)"]
+    head += [cost for cost in costs if papers or not cost.startswith("paper")]
     body = []
     for row in rows:
         line = [row.label, *(row.paper.get(column, "–") for column in table.columns)]
@@ -51,11 +57,14 @@ def cells(table: Table, columns: Sequence[str], rows: Sequence[Row], found: Foun
             everything += measured
             line += [mean_std([m.test_error for m in measured]), str(len(measured)), _difference(table, row, column, rows, found)]
             line.append(mean_std([m.valid_loss for m in measured], 4))
+        if five:
+            line.append(row.top5)
+            line += [mean_std([m.test_error_top5 for m in found.get((row.key, column), [])]) for column in columns]
         means = [
             f"{statistics.mean([getattr(m, name) for m in everything]) / scale:.{digits}f}" if everything else "–"
             for name, scale, digits in (("parameters", 1e6, 3), ("search_seconds", 1, 0), ("evaluation_seconds", 1, 0))
         ]
-        line += [row.parameters or "–", means[0], row.cost or "–", *means[1:]]
+        line += [row.parameters or "–", means[0], row.cost or "–", *means[1:]] if papers else means
         body.append(line)
     return head, body
 

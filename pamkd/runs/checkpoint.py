@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,7 @@ from torch import Tensor
 from pamkd.runs.errors import CheckpointError
 
 FORMAT = "pamkd-checkpoint-1"
+T = TypeVar("T")
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -54,20 +56,36 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Says so in a warning then. Raises CheckpointError when that one cannot be used either.
     """
+    return restore(path, lambda tensors, meta: (tensors, meta))
+
+
+def restore(path: Path, take: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T:
+    """`take(tensors, meta)` of `load`, which also goes to the checkpoint before where `take` fails, because the last is another run's."""
     try:
-        return _load(path)
+        return _take(path, take)
     except CheckpointError as error:
         try:
-            found = _load(previous(path))
+            found = _take(previous(path), take)
         except CheckpointError:
             raise error from None
         warnings.warn(f"{error}. The one before it is used: {previous(path)}", stacklevel=2)
         return found
 
 
+def _take(path: Path, take: Callable[[dict[str, Tensor], dict[str, Any]], T]) -> T:
+    found = _load(path)
+    try:
+        return take(*found)
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"checkpoint {path} does not hold what this run needs ({what}): it belongs to another") from error
+
+
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}: start without --resume")
+        raise CheckpointError(f"there is no checkpoint {path}: start again without --resume (--overwrite)")
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}

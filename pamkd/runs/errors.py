@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pamkd.trilevel.passes import Diverged
+from signal import Signals
+
+from pamkd.trilevel.finite import Diverged
 
 
 class OptionError(Exception):
@@ -14,7 +16,11 @@ class CheckpointError(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A signal or the time limit ended a run; what it had done is in its checkpoint."""
+    """A signal (None: the time limit) ended a run; what it had done is in its checkpoint."""
+
+    def __init__(self, message: str, signal: Signals | None = None) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class MissingExtra(RuntimeError):

@@ -22,10 +22,11 @@ from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
-from pamkd.runs.options import FREE, to_dict
+from pamkd.runs.numerics import with_numerics
+from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import multiply_adds
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Evaluation:
             raise TypeError("Evaluation takes an EvaluateConfig or its options, not both")
         self.config = config or EvaluateConfig(**options)
 
+    @with_numerics
     def run(
         self,
         genotype: Architecture,
@@ -87,7 +89,7 @@ class Evaluation:
             open_folder(config, {"seeds": list(config.seeds)} | described | {"network": size})
         metrics = Metrics(config.out, tensorboard=config.tensorboard)
         if config.resume:
-            state.restore(*checkpoint.load(config.out / CHECKPOINT))
+            checkpoint.restore(config.out / CHECKPOINT, state.restore)
             metrics.rewind(lambda row: (config.seeds.index(row["seed"]), row["epoch"]) < (state.place, state.epoch))
         else:
             self._save(state)  # so that --resume works however early an evaluation is killed
@@ -141,9 +143,10 @@ class Evaluation:
                             self._save(state)
                             raise Interrupted(
                                 f"{stop.reason} with seed {seed} in epoch {state.epoch} step {state.step}; "
-                                + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept")
+                                + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept"),
+                                stop.signal,
                             )
-                    row = state.row(*state.test(test_batches))
+                    row = state.row(state.test(test_batches))
                     metrics.write(row)
                     metrics.scalars({f"{name}/seed_{seed}": row[name] for name in ("train_loss", "test_loss", "test_error")}, state.epoch)
                     progress.line(_summary(row, config.epochs))
@@ -163,6 +166,8 @@ class Evaluation:
 
 class _State:
     """Everything that changes while an evaluation runs, and thus everything that a checkpoint holds."""
+
+    FREE = (*FREE, "run", "genotype")  # the architecture is compared instead
 
     def __init__(self, config: EvaluateConfig, genotype: Architecture, options: dict[str, Any]) -> None:
         self.config, self.genotype, self.options = config, genotype, options
@@ -212,20 +217,22 @@ class _State:
         return value
 
     @torch.no_grad()
-    def test(self, batches: Batches) -> tuple[float, float]:
-        """Mean loss and share of errors. Raises Diverged when the loss is not finite."""
-        loss, wrong, count, seed = 0.0, 0, 0, self.config.seeds[self.place]
+    def test(self, batches: Batches) -> dict[str, float]:
+        """Mean loss, share of errors, and share of labels beyond the five likeliest. Raises Diverged when the loss is not finite."""
+        loss, wrong, beyond, count, seed = 0.0, 0, 0, 0, self.config.seeds[self.place]
         self.network.eval()
         for i, (images, labels) in enumerate(batches.epoch(0)):
             logits = self.network(images, generator=generator(seed, "test", i)).logits
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             wrong += int((logits.argmax(1) != labels).sum())
+            five = logits.topk(min(5, logits.shape[1]), 1).indices
+            beyond += int((five != labels[:, None]).all(1).sum())
             count += len(labels)
         if not math.isfinite(loss):
             raise Diverged(f"the test loss is {loss} with seed {seed} after epoch {self.epoch + 1}: lower the learning rate")
-        return loss / count, wrong / count
+        return {"test_loss": loss / count, "test_error": wrong / count, "test_error_top5": beyond / count}
 
-    def row(self, test_loss: float, test_error: float) -> dict[str, Any]:
+    def row(self, tested: dict[str, float]) -> dict[str, Any]:
         config = self.config
         return {
             "kind": "epoch",
@@ -233,8 +240,7 @@ class _State:
             "epoch": self.epoch,
             "train_loss": self.loss_sum / self.images,
             "train_error": 1 - self.correct / self.images,
-            "test_loss": test_loss,
-            "test_error": test_error,
+            **tested,
             "lr": config.learning_rate(self.epoch),
             "drop_path": config.drop_path * self.epoch / config.epochs,
             "seconds": self.seconds,
@@ -258,15 +264,18 @@ class _State:
             if value in self.optimizer.state:
                 tensors[f"momentum.{name}"] = self.optimizer.state[value]["momentum_buffer"]
         counts = {name: getattr(self, name) for name in ("place", "errors", "epoch", "step", "images", "correct", "loss_sum", "seconds")}
-        return tensors, {"state": counts, "config": self._fixed()}
+        return tensors, {"state": counts, "config": fixed(self.config, self.FREE) | {"architecture": self.genotype.to_json()}}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         if "state" not in meta:
             raise CheckpointError("the checkpoint is of a search, not of an evaluation: give the folder of an evaluation (--out)")
-        for name, value in self._fixed().items():
-            if meta["config"].get(name) != value:
-                was = meta["config"].get(name)
-                raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {value!r}: resume with the same options")
+        saved, architecture = meta["config"], self.genotype.to_json()
+        different = first_difference(self.config, saved, self.FREE)
+        if saved.get("architecture") != architecture:
+            different = "architecture", saved.get("architecture"), architecture
+        if different is not None:
+            name, was, value = different
+            raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {value!r}: resume with the same options")
         place = meta["state"]["place"]
         if 0 < place < len(self.config.seeds):
             self.place = place
@@ -277,11 +286,6 @@ class _State:
         for name, value in self.network.named_parameters():
             if f"momentum.{name}" in tensors:
                 self.optimizer.state[value]["momentum_buffer"] = tensors[f"momentum.{name}"].to(value.device)
-
-    def _fixed(self) -> dict[str, Any]:
-        free = (*FREE, "run", "genotype")
-        fixed = {name: value for name, value in to_dict(self.config).items() if name not in free}
-        return fixed | {"architecture": self.genotype.to_json()}
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: what batch systems send some time before they kill
+# SIGUSR1, SIGUSR2: what batch systems send some time before they kill (submitit: SIGUSR2, as NCCL may catch the other).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stop:
-    """True once the run should end after the step in progress; `reason` says why."""
+    """True once the run should end after the step in progress; `reason` says why, `signal` which signal it was (None: the time)."""
 
     def __init__(self, seconds: float | None) -> None:
         self.reason = ""
+        self.signal: signal.Signals | None = None
         self._limit = seconds
         self._end = None if seconds is None else time.monotonic() + seconds
 
@@ -28,7 +30,7 @@ class Stop:
 
 @contextmanager
 def interruptible(seconds: float | None = None) -> Iterator[Stop]:
-    """A `Stop` that becomes true when SIGINT, SIGTERM or SIGUSR1 arrives or `seconds` are over, so that a checkpoint can be written.
+    """A `Stop` that becomes true when one of SIGNALS arrives or `seconds` are over, so that a checkpoint can be written.
 
     A second signal of the same kind acts at once.
     """
@@ -36,7 +38,8 @@ def interruptible(seconds: float | None = None) -> Iterator[Stop]:
     previous: dict[int, Any] = {}
 
     def handler(number: int, frame: Any) -> None:
-        stop.reason = f"interrupted ({signal.Signals(number).name})"
+        stop.signal = signal.Signals(number)
+        stop.reason = f"interrupted ({stop.signal.name})"
         signal.signal(number, previous[number])
 
     try:

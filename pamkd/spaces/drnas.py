@@ -33,6 +33,10 @@ class Dirichlet(Staged):
         self.partials, self.keep, self.kl, self.stages = tuple(partials), tuple(keep), kl, len(partials)
         super().__init__(**options)
 
+    @property
+    def stochastic(self) -> bool:
+        return True
+
     def enter_stage(self) -> None:
         self.partial = self.partials[self.stage]
 
@@ -56,6 +60,8 @@ class Dirichlet(Staged):
 
 class DrNas(Dirichlet, Darts):
     """alphas [2, 14, 7, then 4]: DARTS's operations without `none`."""
+
+    stages = 2  # by default
 
     def __init__(self, *, partials: Sequence[int] = (6, 4), keep: Sequence[int] = (4,), **options: Any) -> None:
         super().__init__(partials=partials, keep=keep, **options)

@@ -36,8 +36,9 @@ def ensemble(rule: Rule, logits: Tensor, labels: Tensor, weights: Tensor | None 
         return torch.einsum("k,knc->nc", shares, logits), shares
     if rule == "minlogit":
         lowest = (logits - logits.gather(2, labels.expand(count, -1)[..., None])).min(0)
-        others = F.one_hot(labels, logits.shape[2]) == 0
-        return lowest.values, F.one_hot(lowest.indices[others], count).to(logits).mean(0)
+        others = 1 - F.one_hot(labels, logits.shape[2])
+        chosen = F.one_hot(lowest.indices, count) * others[..., None]
+        return lowest.values, chosen.sum((0, 1)).to(logits) / (len(labels) * (logits.shape[2] - 1))
     weights = logits.new_full((count,), 1 / count) if weights is None else weights.to(logits)
     mixed = torch.einsum("k,knc->nc", weights, (logits / temperature).softmax(2))
     return temperature * mixed.log(), weights

@@ -9,7 +9,8 @@ hypergradient needs no virtual steps. With u_k = dL(W'_k, A_k; val)/dW'_k and Ph
             + xi_V d2L(V, A; tr)/dAdV . v,  v = dPhi/dV'           through V'
 
 Derivatives of Phi are central differences of first-order gradients of O at W +- step * u / ||u||, read off at the
-architecture, at l (K numbers) and at s (what the teachers publish): these small vectors are all that couples learners.
+architecture, at l (K numbers) and at s (what the teachers publish): these small vectors are all that couples learners, and
+all that travels between processes where learners live on several (`Rows`). Lists of learners hold those of this process.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from pamkd.distributed import ALL_HERE, Rows
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
-from pamkd.trilevel.passes import Batch, Network, Passes
+from pamkd.trilevel.passes import PERTURBED, Batch, Network, Passes
 from pamkd.trilevel.sgd import SGD
 
 
@@ -53,36 +55,38 @@ class Learner:
     w: Tensor
     v_momentum: Tensor
     w_momentum: Tensor
+    number: int = 0  # its place among all learners
 
     @classmethod
-    def create(cls, network: Network, alphas: Tensor, v: Tensor, w: Tensor) -> Learner:
-        return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w))
+    def create(cls, network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> Learner:
+        return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w), number)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if name != "network"}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What stage II knows of all learners: V' on the batch on which they teach. The graph of each forward pass is kept."""
+    """What stage II knows of its learners: V' on the batch on which they teach. The graph of each forward pass is kept."""
 
-    losses: list[Tensor]  # K scalars with graph, L(V'_k, A_k; batch)
-    published: list[Tensor]  # K tensors with graph, what learner k would teach
-    weights: list[Tensor]  # K vectors V'_k, leaves of those graphs
+    losses: list[Tensor]  # scalars with graph, L(V'_k, A_k; batch)
+    published: list[Tensor]  # tensors with graph, what learner k would teach
+    weights: list[Tensor]  # vectors V'_k, leaves of those graphs
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A measurement as constants, or as leaves at which the hypergradient reads off what they are worth."""
+    """What all learners measured, as constants, or as leaves at which the hypergradient reads off what they are worth."""
 
     losses: Tensor  # [K]
     published: Tensor  # [K, ...]
     context: Any
 
     @classmethod
-    def of(cls, measured: Measurement, context: Any) -> Lesson:
-        return cls(*(torch.stack([part.detach() for part in parts]) for parts in (measured.losses, measured.published)), context)
+    def of(cls, measured: Measurement, context: Any, rows: Rows = ALL_HERE) -> Lesson:
+        parts = zip(measured.losses, measured.published, strict=True)
+        return cls(*rows.gather([(loss.detach(), published.detach()) for loss, published in parts]), context)
 
     def leaves(self) -> Lesson:
         return Lesson(self.losses.detach().requires_grad_(), self.published.detach().requires_grad_(), self.context)
@@ -98,7 +102,7 @@ class Update:
 
 @dataclass
 class Hypergradient:
-    """The gradient of each learner's architecture, term by term; `total()` is what the optimiser sees."""
+    """The gradient of the architectures of the learners here, term by term; `total()` is what the optimiser sees."""
 
     direct: list[Tensor]
     through_w: list[Tensor] = field(default_factory=list)
@@ -142,15 +146,16 @@ class Teaching:
 class TriLevelStep:
     """The parts of one step over K learners with two weight sets; a method calls them in its own order."""
 
-    def __init__(self, passes: Passes, teaching: Teaching, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP) -> None:
-        self.passes, self.teaching, self.sgd, self.fd_step = passes, teaching, sgd, fd_step
+    def __init__(self, passes: Passes, teaching: Teaching, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP, rows: Rows = ALL_HERE) -> None:
+        self.passes, self.teaching, self.sgd, self.fd_step, self.rows = passes, teaching, sgd, fd_step, rows
 
     def train_v(self, learner: Learner, train: Batch, lr: float) -> tuple[Tensor, Update]:
         """Stage I, Eq. (8): V <- V'. Returns the training loss."""
         weights = learner.v.detach().requires_grad_()
         loss, _ = self.passes.forward("v_train", learner, weights, train)
-        (grad,) = self.passes.backward("v_train", [loss], [weights])
+        (grad,) = self.passes.backward("v_train", learner, [loss], [weights])
         learner.v, learner.v_momentum, coefficient = self.sgd.update(learner.v, learner.v_momentum, grad, lr)
+        self.passes.watch.term([learner.v], "updated V", learner.number, "pass v_train")
         return loss.detach(), Update(weights.detach(), lr * coefficient)
 
     def measure(self, learners: Sequence[Learner], train: Batch, valid: Batch, context: Any) -> Measurement:
@@ -175,6 +180,7 @@ class TriLevelStep:
         weights = learner.w.detach().requires_grad_()
         loss, taught, (grad,) = self._stage_two(k, weights, learner, train, valid, lesson, [weights], "")
         learner.w, learner.w_momentum, coefficient = self.sgd.update(learner.w, learner.w_momentum, grad, lr)
+        self.passes.watch.term([learner.w], "updated W", learner.number, "pass w_train")
         return loss.detach(), taught.detach(), Update(weights.detach(), lr * coefficient)
 
     def validate_w(self, learners: Sequence[Learner], valid: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
@@ -183,7 +189,7 @@ class TriLevelStep:
         for learner in learners:
             w = learner.w.detach().requires_grad_()
             loss, output = self.passes.forward("w_valid", learner, w, valid)
-            grad_w, grad_alphas = self.passes.backward("w_valid", [loss], [w, learner.alphas])
+            grad_w, grad_alphas = self.passes.backward("w_valid", learner, [loss], [w, learner.alphas])
             losses.append(loss.detach())
             accuracy.append(accuracy_of(output, valid))
             u.append(grad_w)
@@ -203,40 +209,43 @@ class TriLevelStep:
         u: Sequence[Tensor],
         direct: Sequence[Tensor],
     ) -> Hypergradient:
-        """The second-order terms by central differences; `students` are the learners that somebody taught in this step
-        (none, and no measurement, with K = 1)."""
+        """The second-order terms by central differences; `students` are those of all K learners that somebody taught in this
+        step (none, and no measurement, with K = 1)."""
         result = Hypergradient(list(direct))
         if students:
             lesson = lesson.leaves()
             loss_cotangent, published_cotangent = torch.zeros_like(lesson.losses), torch.zeros_like(lesson.published)
-        for k, (learner, update) in enumerate(zip(learners, w_updates, strict=True)):
+        here = self.rows.indices(len(learners))
+        for k, learner, update, vector in zip(here, learners, w_updates, u, strict=True):
             taught_by = lesson if k in students else None
             inputs = [learner.alphas, lesson.losses, lesson.published] if taught_by else [learner.alphas]
 
             def gradients(point: list[Tensor], k=k, learner=learner, taught_by=taught_by, inputs=inputs) -> list[Tensor]:
-                return self._stage_two(k, point[0], learner, train, valid, taught_by, inputs, "_perturbed")[2]
+                return self._stage_two(k, point[0], learner, train, valid, taught_by, inputs, PERTURBED)[2]
 
-            through, *coupling = central_difference(gradients, [update.before], [u[k]], self.fd_step, inputs)
+            through, *coupling = central_difference(gradients, [update.before], [vector], self.fd_step)
             result.through_w.append(-update.step_size * through)
             if coupling:
                 loss_cotangent += update.step_size * coupling[0]
                 published_cotangent += update.step_size * coupling[1]
         if not students:
             return result
-        for k, (learner, update) in enumerate(zip(learners, v_updates, strict=True)):
+        loss_cotangent, published_cotangent = self.rows.total([loss_cotangent, published_cotangent])
+        for i, (k, learner, update) in enumerate(zip(here, learners, v_updates, strict=True)):
             v, through = self.passes.backward(
                 "v_teach",
-                [measured.losses[k], measured.published[k]],
-                [measured.weights[k], learner.alphas],
+                learner,
+                [measured.losses[i], measured.published[i]],
+                [measured.weights[i], learner.alphas],
                 [loss_cotangent[k], published_cotangent[k]],
             )
             result.through_teacher.append(-through)
 
             def gradient(point: list[Tensor], learner=learner) -> list[Tensor]:
-                loss, _ = self.passes.forward("v_train_perturbed", learner, point[0], train)
-                return list(self.passes.backward("v_train_perturbed", [loss], [learner.alphas]))
+                loss, _ = self.passes.forward("v_train" + PERTURBED, learner, point[0], train)
+                return list(self.passes.backward("v_train" + PERTURBED, learner, [loss], [learner.alphas]))
 
-            (through,) = central_difference(gradient, [update.before], [v], self.fd_step, [learner.alphas])
+            (through,) = central_difference(gradient, [update.before], [v], self.fd_step)
             result.through_v.append(update.step_size * through)
         return result
 
@@ -257,20 +266,22 @@ class TriLevelStep:
         """
         loss, output = self.passes.forward("w_train" + suffix, learner, weights, train)
         if lesson is None:
-            return loss, torch.zeros_like(loss), list(self.passes.backward("w_train" + suffix, [loss], inputs[:1]))
+            return loss, torch.zeros_like(loss), list(self.passes.backward("w_train" + suffix, learner, [loss], inputs[:1]))
         if self.teaching.batch == "train":
-            taught = self._taught(k, weights, output, lesson)
-            return loss, taught, list(self.passes.backward("w_train" + suffix, [loss + taught], inputs))
-        grads = self.passes.backward("w_train" + suffix, [loss], inputs[:1])
+            taught = self._taught(k, learner, weights, output, lesson, "w_train" + suffix)
+            return loss, taught, list(self.passes.backward("w_train" + suffix, learner, [loss + taught], inputs))
+        grads = self.passes.backward("w_train" + suffix, learner, [loss], inputs[:1])
         _, output = self.passes.forward("w_taught" + suffix, learner, weights, valid)
-        taught = self._taught(k, weights, output, lesson)
-        more = self.passes.backward("w_taught" + suffix, [taught], inputs)
+        taught = self._taught(k, learner, weights, output, lesson, "w_taught" + suffix)
+        more = self.passes.backward("w_taught" + suffix, learner, [taught], inputs)
         return loss, taught, [grads[0] + more[0], *more[1:]]
 
-    def _taught(self, k: int, weights: Tensor, output: Output, lesson: Lesson) -> Tensor:
+    def _taught(self, k: int, learner: Learner, weights: Tensor, output: Output, lesson: Lesson, name: str) -> Tensor:
         """lambda * sum_j h(d_kj) G_kj of Eq. (4), (6), (7): what its teachers add to the loss of student k."""
         against = self.teaching.transfer.loss(lesson.published, output, weights, lesson.context)
-        return self.teaching.weight * (self.teaching.scrutiny(lesson.losses)[k] * against).sum()
+        taught = self.teaching.weight * (self.teaching.scrutiny(lesson.losses)[k] * against).sum()
+        self.passes.watch.term([taught], "distillation loss", learner.number, f"pass {name}")
+        return taught
 
 
 def accuracy_of(output: Output, batch: Batch) -> Tensor:

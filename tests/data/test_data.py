@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 
 import numpy as np
@@ -414,6 +415,31 @@ def test_batches_are_a_function_of_their_place(workers):
     assert epoch_of(make(), 3) != whole != epoch_of(make(6), 2)
     stream = make().forever(2 * 4 + 3)
     assert [next(stream)[0][:, 0, 0, 0].tolist() for _ in range(2)] == [whole[3][0], epoch_of(make(), 3)[0][0]]
+
+
+class Processes(Numbers):
+    """Labels are the processes that read them."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(i)[0], os.getpid()
+
+
+def test_workers_outlive_an_epoch():
+    batches = Batches(Processes(), None, 5, seed=5, stream="train", workers=2)
+    first, second = ({label for _, labels in epoch_of(batches, epoch) for label in labels} for epoch in (0, 1))
+    assert first == second and len(first) == 2 and os.getpid() not in first
+
+
+def test_epochs_that_are_left_early_or_read_side_by_side_do_not_mix():
+    whole = [epoch_of(Batches(Numbers(), None, 5, seed=5, stream="train"), epoch) for epoch in range(2)]
+    batches = Batches(Numbers(), None, 5, seed=5, stream="train", workers=2)
+    left = batches.epoch(1)
+    next(left)
+    left.close()
+    assert epoch_of(batches, 0) == whole[0]
+    pairs = zip(batches.epoch(0), batches.epoch(1), strict=True)
+    sides = zip(*([images[:, 0, 0, 0].tolist() for images, _ in pair] for pair in pairs), strict=True)
+    assert [list(side) for side in sides] == [[images for images, _ in epoch] for epoch in whole]
 
 
 def test_every_image_once_without_dropping():

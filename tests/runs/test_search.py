@@ -7,14 +7,16 @@ import signal
 
 import pytest
 import torch
+import yaml
 
 import pamkd
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
 from pamkd.runs.folder import CHECKPOINT
+from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.search import Search
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 from tests.runs.conftest import Pictures
 from tests.runs.interrupted import InterruptedAt
 
@@ -144,6 +146,45 @@ def test_resume_needs_the_same_configuration(pictures, tiny, tmp_path):
         Search(other).run(*pictures)
     with pytest.raises(ValueError, match="there is no run in"):
         Search(SearchConfig(out=tmp_path / "none", resume=True, tensorboard=False, **tiny)).run(*pictures)
+
+
+def test_options_that_came_later_have_their_defaults(pictures, tiny, tmp_path):
+    """A run of a version without them, in its file and in its checkpoint, goes on; another value than the default is refused."""
+    out = tmp_path / "run"
+    Search(SearchConfig(out=out, tensorboard=False, **tiny)).run(*pictures)
+    later = ("arch_clip", "lr_warmup_epochs")
+    saved = read_config(out / CONFIG_NAME)
+    (out / CONFIG_NAME).write_text(yaml.safe_dump({name: value for name, value in saved.items() if name not in later}))
+    tensors, meta = checkpoint.load(out / CHECKPOINT)
+    meta["config"] = {name: value for name, value in meta["config"].items() if name not in later}
+    checkpoint.save(out / CHECKPOINT, tensors, meta)
+    Search(SearchConfig(out=out, resume=True, tensorboard=False, **tiny)).run(*pictures)
+    with pytest.raises(ValueError, match=r"has arch_clip 0.0, not 5.0"):
+        Search(SearchConfig(out=out, resume=True, tensorboard=False, arch_clip=5.0, **tiny)).run(*pictures)
+
+
+@pytest.mark.parametrize("what", ["of an evaluation", "without weights", "of a smaller supernet", "of another seed"])
+def test_foreign_checkpoint_is_refused_and_the_one_before_it_used(pictures, tiny, tmp_path, what):
+    out = tmp_path / "run"
+    whole = Search(SearchConfig(out=out, tensorboard=False, **tiny)).run(*pictures)
+    tensors, meta = checkpoint.load(out / CHECKPOINT)
+    if what == "of an evaluation":
+        meta = {"state": {}, "config": {}}
+    elif what == "without weights":
+        del tensors["learner.1.w"]
+    elif what == "of a smaller supernet":
+        tensors["learner.0.w"] = tensors["learner.0.w"][:-1]
+    else:
+        meta["config"]["seed"] = 7
+    (out / CHECKPOINT).unlink()
+    checkpoint.save(out / CHECKPOINT, tensors, meta)
+    config = SearchConfig(out=out, resume=True, tensorboard=False, **tiny)
+    with pytest.warns(UserWarning, match=r"The one before it is used: .*last-previous.safetensors"):
+        assert_same(whole, Search(config).run(*pictures))
+    for path in (out / CHECKPOINT, checkpoint.previous(out / CHECKPOINT)):
+        checkpoint.save(path, tensors, meta)
+    with pytest.raises(CheckpointError, match=r"belongs to another|was written with|of this supernet"):
+        Search(config).run(*pictures)
 
 
 def test_divergence_keeps_the_last_good_checkpoint(pictures, tiny, tmp_path):

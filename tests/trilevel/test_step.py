@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pamkd.methods.pamkd import Pamkd
 from pamkd.reference import group_min_similarity, grs_hinge
 from pamkd.trilevel.exact import exact_hypergradient
-from pamkd.trilevel.passes import Diverged
+from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Lesson, pairwise_gaps
 
@@ -204,7 +204,7 @@ def test_identical_learners_teach_nothing(network, transfer, problem):
 def test_divergence_is_named(network, transfer, problem):
     learners, train, valid, _ = problem(2)
     learners[1].v[0] = float("nan")
-    with pytest.raises(Diverged, match="loss of pass v_train is nan"):
+    with pytest.raises(Diverged, match="the loss of learner 1 in pass v_train is nan: the search diverged"):
         method_of(transfer).step(learners, train, valid, lr=LR, phase="search", seed=3)
 
 

@@ -1,0 +1,82 @@
+"""Numbers that went wrong: which learner, pass and term of a step made them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST_LOSS = 1e4  # a cross-entropy from which no search comes back
+
+
+class Diverged(RuntimeError):
+    """A number of a step became NaN, infinite, or a loss larger than `LARGEST_LOSS`."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a watched number is."""
+
+    term: str
+    learner: int
+    where: str  # the pass, or the part of the step
+    limit: float
+
+    def wrong(self, value: float) -> str | None:
+        """What is to be said where the number is wrong."""
+        if abs(value) <= self.limit:
+            return None
+        what = f"the {self.term} of learner {self.learner} in {self.where} is {value:.6g}"
+        return f"{what}: the search diverged; lower the learning rate or the clipping norm"
+
+
+@dataclass(frozen=True)
+class Noted:
+    """The watched numbers of a step in the order in which they were made: `values` [len(notes)] on the device."""
+
+    notes: Sequence[Note]
+    values: Tensor | None
+
+    def wrong(self) -> str | None:
+        """Reads the numbers from the device, all at once; what is to be said of the first that is wrong."""
+        values = [] if self.values is None else self.values.tolist()
+        return next(filter(None, (note.wrong(value) for note, value in zip(self.notes, values, strict=True))), None)
+
+    def check(self) -> None:
+        """Raises Diverged where a number is wrong."""
+        if wrong := self.wrong():
+            raise Diverged(wrong)
+
+
+class Watch:
+    """Looks at numbers as they are made: on the CPU at once, on other devices, or where `later` is set, when the step is over."""
+
+    def __init__(self, *, later: bool = False) -> None:
+        self._later = later
+        self._notes: list[Note] = []
+        self._values: list[Tensor] = []
+
+    def loss(self, value: Tensor, learner: int, where: str) -> None:
+        self._see(value, Note("loss", learner, where, LARGEST_LOSS))
+
+    def term(self, values: Sequence[Tensor], term: str, learner: int, where: str) -> None:
+        """Tensors of any shapes, by the sum of their norms."""
+        norms = [torch.linalg.vector_norm(value.detach()) for value in values]
+        self._see(torch.stack(norms).sum(), Note(term, learner, where, math.nextafter(math.inf, 0)))
+
+    def take(self) -> Noted:
+        """What is not yet read, and forget it."""
+        noted = Noted(self._notes, torch.stack(self._values) if self._values else None)
+        self._notes, self._values = [], []
+        return noted
+
+    def _see(self, value: Tensor, note: Note) -> None:
+        if value.device.type == "cpu" and not self._later:
+            if wrong := note.wrong(value.item()):
+                raise Diverged(wrong)
+        else:
+            self._notes.append(note)
+            self._values.append(value.detach())
