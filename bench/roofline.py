@@ -28,15 +28,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from bench import published
-from bench._harness import Bench
+from bench._harness import CHIPS, TERA, Bench
 from pamkd.ops import cell_of_stencils
 from pamkd.ops._library import IMPLEMENTATIONS
 from pamkd.spaces.darts import Darts
 
-GB, TERA = 1e9, 1e12
-# Bytes and operations per second: memory, float32, TF32, bfloat16.
-DEVICES = {"A100": (1.55 * TERA, 19.5 * TERA, 156 * TERA, 312 * TERA), "H100": (3.35 * TERA, 67 * TERA, 495 * TERA, 990 * TERA)}
-PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of DEVICES
+GB = 1e9
+PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of CHIPS
 NO_LAUNCH = {"empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like", "detach", "_unsafe_view", "lift_fresh"}
 # Forward and backward passes of a learner per second-order step: 4 with K = 1, where W alone is trained; with K > 1 the best
 # learner needs 8, a taught one 11 (docs/hypergradient.md).
@@ -59,7 +57,7 @@ class Count:
         self.launches_of[name] += 1
 
     def seconds(self, device: str, column: int) -> float:
-        memory, *rates = DEVICES[device]
+        memory, *rates = CHIPS[device]
         return max(self.bytes / memory, self.products / rates[column - 1] + self.others / rates[0])
 
 
@@ -173,7 +171,7 @@ def report(bench: Bench, case: str, times: int, ours: Count, peer: Count, column
     for kind in ("products", "others"):
         figures = [times * getattr(count, kind) / TERA for count in (ours, peer)]
         bench.row(case, kind, "Tflop", figures[0], {"published": figures[1]})
-    for device in DEVICES:
+    for device in CHIPS:
         seconds = [times * count.seconds(device, column) for count in (ours, peer)]
         bench.row(case, f"bound {device}", "s", seconds[0], {"published": seconds[1]})
 
