@@ -204,13 +204,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 FULL = (torch.float32, torch.float64)
+EVERY = (*FULL, torch.bfloat16, torch.float16)
 
 
 def grs_launches() -> None:
     """Small and large batches, narrow and wide embeddings, groups of a few and of many rows."""
     from pamkd.kernels import group_min_similarity, grs_hinge, grs_loss, pairwise_cosine
 
-    for dtype in FULL:
+    for dtype in EVERY:
         for n, d in ((64, 256), (1024, 512), (64, 20)):
             e = meta(2, n, d, dtype=dtype)
             cosine, scale = pairwise_cosine.pairwise_cosine(e)
@@ -245,7 +246,7 @@ def matrix_launches() -> None:
     from pamkd.kernels.covariance import covariance
     from pamkd.kernels.node_mixture import MAX_CHANNELS, node_mixture, node_mixture_backward
 
-    for dtype in (*FULL, torch.bfloat16, torch.float16):
+    for dtype in EVERY:
         small = torch.float64 if dtype == torch.float64 else torch.float32
         for c in (16, 32, 64, 20, 36):
             d = meta(1, 8, 64 * 1024, c, dtype=dtype)
