@@ -27,6 +27,7 @@ FREE = (
     "max_time",
     "threads",
     "workers",
+    "learner_rows",
     "log_every",
     "tensorboard",
     "on_divergence",
@@ -66,6 +67,8 @@ class RunOptions:
     """CPU threads; 0: PyTorch's choice."""
     workers: int = 0
     """Processes that decode images of lazily loaded datasets."""
+    sync_batch_norm: bool = False
+    """With several processes that share a batch: BatchNorm on the statistics of the whole batch, slower and as one process has them."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time (needs --threads; docs/search.md says what a GPU cannot promise)."""
     tf32: bool = False
