@@ -165,7 +165,7 @@ class Evaluation:
                                 + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept"),
                                 stop.signal,
                             )
-                    row = state.row(*state.test(test_batches))
+                    row = state.row(state.test(test_batches))
                     metrics.write(row)
                     metrics.scalars({f"{name}/seed_{seed}": row[name] for name in ("train_loss", "test_loss", "test_error")}, state.epoch)
                     progress.line(_summary(row, config.epochs))
@@ -252,21 +252,27 @@ class _State:
             place.copy_(value.view(place.shape))
 
     @torch.no_grad()
-    def test(self, batches: Batches) -> tuple[float, float]:
-        """Mean loss and share of errors; columns take whole batches in turn. Raises Diverged when the loss is not finite."""
-        loss, wrong, count, seed, columns = 0.0, 0, 0, self.config.seeds[self.place], self.mesh.columns.group
+    def test(self, batches: Batches) -> dict[str, float]:
+        """Mean loss, share of errors, and share of labels beyond the five likeliest; columns take whole batches in turn.
+
+        Raises Diverged when the loss is not finite.
+        """
+        loss, wrong, beyond, count, seed, columns = 0.0, 0, 0, 0, self.config.seeds[self.place], self.mesh.columns.group
         self.network.eval()
         for i, (images, labels) in enumerate(batches.epoch(0, min(columns.rank, len(batches)), columns.size)):
             logits = self.network(images, generator=generator(seed, "test", columns.rank + i * columns.size)).logits
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             wrong += int((logits.argmax(1) != labels).sum())
+            five = logits.topk(min(5, logits.shape[1]), 1).indices
+            beyond += int((five != labels[:, None]).all(1).sum())
             count += len(labels)
-        loss, wrong, count = columns.all_reduce(torch.tensor([loss, wrong, count], dtype=torch.float64)).tolist()
+        sums = torch.tensor([loss, wrong, beyond, count], dtype=torch.float64)
+        loss, wrong, beyond, count = columns.all_reduce(sums).tolist()
         if not math.isfinite(loss):
             raise Diverged(f"the test loss is {loss} with seed {seed} after epoch {self.epoch + 1}: lower the learning rate")
-        return loss / count, wrong / count
+        return {"test_loss": loss / count, "test_error": wrong / count, "test_error_top5": beyond / count}
 
-    def row(self, test_loss: float, test_error: float) -> dict[str, Any]:
+    def row(self, tested: dict[str, float]) -> dict[str, Any]:
         config = self.config
         return {
             "kind": "epoch",
@@ -274,8 +280,7 @@ class _State:
             "epoch": self.epoch,
             "train_loss": self.loss_sum / self.images,
             "train_error": 1 - self.correct / self.images,
-            "test_loss": test_loss,
-            "test_error": test_error,
+            **tested,
             "lr": config.learning_rate(self.epoch),
             "drop_path": config.drop_path * self.epoch / config.epochs,
             "seconds": self.seconds,

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pamkd.data.randomness import generator
 from pamkd.distributed import WHOLE, Columns
-from pamkd.ops import disturbed_cell, mixed_cell
+from pamkd.ops import disturbed_cell, mixed_cell, relu_conv_norm
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.mixed_cell import Disturbance, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
-from pamkd.reference.relu_conv_norm import relu_conv_norm
+from pamkd.reference.relu_conv_norm import relu_conv_norm as reference_relu_conv_norm
 from pamkd.spaces.disturbance import draw_disturbance
 from pamkd.spaces.genotype import Genotype
 from pamkd.spaces.layout import Layout
@@ -235,17 +235,22 @@ class Supernet(ABC):
         return twin
 
     @property
+    def _composed(self) -> bool:
+        """Whether plain PyTorch calls stand in for the fused operations, which have no synchronised BatchNorm and no second derivative."""
+        return self._eager or self.moment.columns.synchronised
+
+    @property
     def _mixed_cell(self) -> Callable[..., Tensor]:
-        return self._composition if self._eager or self.moment.columns.synchronised else mixed_cell
+        return self._composition if self._composed else mixed_cell
 
     @property
     def _disturbed_cell(self) -> Callable[..., Tensor]:
-        return self._composition if self._eager or self.moment.columns.synchronised else disturbed_cell
+        return self._composition if self._composed else disturbed_cell
 
     @property
     def _composition(self) -> Callable[..., Tensor]:
         norm = self.moment.columns.batch_norm
-        return functools.partial(reference_mixed_cell, layer=functools.partial(relu_conv_norm, norm=norm), norm=norm)
+        return functools.partial(reference_mixed_cell, layer=functools.partial(reference_relu_conv_norm, norm=norm), norm=norm)
 
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
         """weights [num_weights], images [n, image_channels, h, w] with h, w >= 8 -> logits [n, classes], embedding [n, d].
@@ -287,10 +292,15 @@ class Supernet(ABC):
             if cell.reduce_s0:
                 left = factorized_reduce(s0, views[name + "preprocess0.conv_1.weight"], views[name + "preprocess0.conv_2.weight"], norm)
             else:
-                left = norm(F.conv2d(F.relu(s0), views[name + "preprocess0.op.1.weight"]))
-            right = norm(F.conv2d(F.relu(s1), views[name + "preprocess1.op.1.weight"]))
+                left = self._relu_conv_norm(s0, views[name + "preprocess0.op.1.weight"])
+            right = self._relu_conv_norm(s1, views[name + "preprocess1.op.1.weight"])
             s0, s1 = s1, self._cell(i, left, right, views[name + "_ops"], mixtures[cell.spec.reduction])
         return s1
+
+    def _relu_conv_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self._composed or x.device.type != "cpu":
+            return self.moment.columns.batch_norm(F.conv2d(F.relu(x), weight))
+        return relu_conv_norm(x, None, weight)[0]
 
     def _stem(self, views: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
         if self.stem == "cifar":
