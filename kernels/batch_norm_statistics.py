@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid
 from torch import Tensor
+
+from pamkd.kernels._shared import check_grid
 
 CHUNKS = 256  # of rows at most
 

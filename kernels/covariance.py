@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from pamkd.kernels._shared import check_grid, dot_precision
 from pamkd.kernels.batch_norm_statistics import chunk_rows, chunking, merged_mean
-from torch import Tensor
 
 
 @triton.jit

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from pamkd.kernels._shared import check_grid, dot_precision
 from pamkd.kernels.pairwise_cosine import cosine_tile, gram, row_scale
-from torch import Tensor
 
 FEW_ROWS = 1024  # up to here the reverse index is one kernel, beyond it a sort
 ANY_PAIR: tl.constexpr = tl.constexpr(2**62)  # an order later than that of every pair

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid, number
 from torch import Tensor
+
+from pamkd.kernels._shared import check_grid, number
 
 
 @triton.jit

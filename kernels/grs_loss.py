@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from pamkd.kernels._shared import check_grid, number
 from pamkd.kernels.group_min_similarity import (
     FEW_ROWS,
@@ -22,7 +24,6 @@ from pamkd.kernels.group_min_similarity import (
 )
 from pamkd.kernels.grs_hinge import difference, difference_gradient, grs_hinge, hinge
 from pamkd.kernels.pairwise_cosine import gram
-from torch import Tensor
 
 
 @triton.jit

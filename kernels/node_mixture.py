@@ -14,10 +14,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from pamkd.kernels._shared import check_grid, dot_precision, number
 from pamkd.kernels.batch_norm_statistics import chunking
 from pamkd.kernels.covariance import covariance
-from torch import Tensor
 
 MAX_CHANNELS = 32  # one tile; tiles of 64 spill registers
 

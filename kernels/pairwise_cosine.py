@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid, dot_precision
 from torch import Tensor
+
+from pamkd.kernels._shared import check_grid, dot_precision
 
 
 @triton.jit

@@ -1,16 +1,8 @@
 #pragma once
 
-#include "cpu/cell_run.h"
+#include "cpu/cell_backward_edge.h"
 
 namespace pamkd {
-
-// What backward is asked for; inputs' gradients are null where they are not.
-template <class T>
-struct CellGradients {
-  T* inputs[2];  // rows [n, h, w, channels]
-  T* weights;    // zero-filled, or null
-  T* mix;        // zero-filled, or null
-};
 
 template <class T>
 class CellBackward {
@@ -18,19 +10,19 @@ class CellBackward {
   CellBackward(const CellRun<T>& run, const T* const* inputs, const T* grad, const T* out, const T* q, const CellGradients<T>& to)
       : run_(run), plan_(run.plan), spec_(run.spec), inputs_(inputs), grad_(grad), out_(out), q_(q), to_(to),
         pixels_(plan_.node_pixels()), image_(pixels_ * plan_.lanes), bypass_(spec_.channels - plan_.c), width_(spec_.nodes * spec_.channels) {
-    Index most = 0, taps = 0;
+    Index halves = 0, taps = 0, convs = 0;
     for (const EdgePlan& edge : plan_.edges) {
-      Index here = 0;
-      for (const Conv& conv : edge.convs) here += conv.taps;
-      taps = std::max(taps, here), most = std::max(most, Index(edge.convs.size()));
+      Index halves_here = 0, taps_here = 0;
+      for (const Conv& conv : edge.convs) halves_here += conv.separable, taps_here += conv.taps;
+      halves = std::max(halves, halves_here), taps = std::max(taps, taps_here), convs = std::max(convs, Index(edge.convs.size()));
     }
-    z_ = Buffer<T>(most * plan_.map()), d_ = Buffer<T>(taps * plan_.map());
+    dq_ = Buffer<T>(halves * plan_.map()), z_ = Buffer<T>(convs * plan_.map()), d_ = Buffer<T>(taps * plan_.map());
     for (Index i = 0; i < spec_.nodes; i++) {
       mixture_.emplace_back(plan_.map());
       rest_.emplace_back(plan_.n * pixels_ * bypass_);
     }
     x_ = Buffer<T>(plan_.n * plan_.h * plan_.w * plan_.lanes);
-    dx_ = Buffer<T>(x_.size()), pools_ = Buffer<T>(4 * plan_.map());
+    dx_ = Buffer<T>(x_.size()), pools_ = Buffer<T>(2 * plan_.map());
   }
 
   void operator()() {
@@ -38,8 +30,6 @@ class CellBackward {
   }
 
  private:
-  using Sums = std::vector<double>;
-
   // Gradient of a state complete: of its mixture channels (blocked) and of its bypassing channels (rows).
   void visit(Index state) {
     const bool input = state < spec_.inputs;
@@ -60,11 +50,11 @@ class CellBackward {
         std::memset(to, 0, size * sizeof(T));
       } else {
         const T* from = grad_ + i * pixels_ * width_ + (state - spec_.inputs) * channels;
-        run_.k.pass.block(from, width_, plan_.c, to, pixels_);
+        run_.k.pass.block(from, width_, plan_.c, false, to, pixels_);
         for (Index p = 0; p < pixels_ && bypass_; p++)
           std::memcpy(rest.get() + (i * pixels_ + p) * bypass_, from + p * width_ + plan_.c, bypass_ * sizeof(T));
       }
-      run_.k.pass.block(rows + i * h * w * stride, stride, plan_.c, x_.get() + i * size, h * w);
+      run_.k.pass.block(rows + i * h * w * stride, stride, plan_.c, false, x_.get() + i * size, h * w);
     });
     if (state + 1 < plan_.states()) leave(state, g.get(), rest.get(), wanted);
     if (!wanted) return;
@@ -102,63 +92,89 @@ class CellBackward {
 
   // All edges that leave the state: g and rest receive their gradients.
   void leave(Index state, T* g, T* rest, bool wanted) {
-    const Index h = plan_.state_h(state), w = plan_.state_w(state), size = h * w * plan_.lanes;
+    const Index h = plan_.state_h(state), w = plan_.state_w(state), lanes = plan_.lanes;
     const Index step = spec_.reduction && state < spec_.inputs ? 2 : 1;
     const int used = run_.pools(state, to_.mix != nullptr);
     T* const pooled[2] = {used & 1 ? pools_.get() : nullptr, used & 2 ? pools_.get() + plan_.map() : nullptr};
-    T* const pool_grad[2] = {pools_.get() + 2 * plan_.map(), pools_.get() + 3 * plan_.map()};
-    bool pool_begun[2] = {false, false};
     if (used) run_.run_pools(state, pooled, x_.get(), step);
-    Sums pool_sums[2] = {Sums(2 * plan_.lanes), Sums(2 * plan_.lanes)};
-    const std::vector<Scratch<T>> scratch = run_.scratch(h, w);
-    std::vector<Tile<T>> outer, inner;  // framed gradients of depthwise outputs; `outer` spreads them by the stride
+    Leaving<T> leaving{x_.get(), h, w, step, wanted, {pooled[0], pooled[1]}, {Sums(2 * lanes), Sums(2 * lanes)}, run_.scratch(h, w), {}, {},
+                       dx_.get(), dq_.get(), z_.get(), d_.get()};
     for (Index i = 0; i < run_.shares.count(); i++) {
-      outer.emplace_back(plan_.groups, h, w, kFrame);
-      inner.emplace_back(plan_.groups, plan_.node_h, plan_.node_w, 2);
+      leaving.outer.emplace_back(plan_.groups, h, w, kFrame);
+      leaving.inner.emplace_back(plan_.groups, plan_.node_h, plan_.node_w, 2);
     }
-    bool through = false;  // dx_ holds something
     for (Index e = 0; e < Index(spec_.edges.size()); e++) {
-      const Edge& edge = spec_.edges[e];
-      if (edge.source != state) continue;
-      const T* from = mixture_[edge.node].get();
+      if (spec_.edges[e].source != state) continue;
       if (bypass_) bypass(e, rest, wanted);
-      through |= convolutions(e, from, pooled, pool_sums, scratch, outer, inner, wanted, through);
-      if (!wanted) continue;
-      for (size_t o = 0; o < edge.candidates.size(); o++) {
-        const Op op = edge.candidates[o].op;
-        if (!run_.active(e, o)) continue;
-        if (op == Op::max_pool || op == Op::avg_pool) {
-          const int pool = op == Op::avg_pool;
-          add_scaled(pool_grad[pool], pool_begun[pool], from, run_.weight(e, o));
-          pool_begun[pool] = true;
-        } else if (op == Op::skip && edge.stride == 1) {
-          add_scaled(g, true, from, run_.weight(e, o));
-        }
-      }
+      EdgeBackward<T>(run_, e, mixture_[spec_.edges[e].node].get(), q_, to_, leaving)();
     }
-    if (!wanted) return;
-    for (int pool = 0; pool < 2; pool++) {
-      if (!pool_begun[pool]) continue;
-      if (spec_.pool_norm) {
-        const NormInput<T> norm(plan_.lanes, [](Index) { return 1.0; }, run_.pool_deviation(state, pool), pool_sums[pool].data(), pool_sums[pool].data() + plan_.lanes, double(plan_.n) * pixels_);
-        run_.shares.each([&](Index, Index i) {
-          T* dp = pool_grad[pool] + i * image_;
-          run_.k.pass.norm_input(dp, pooled[pool] + i * image_, run_.pool_mean(state, pool), norm.a.data(), norm.b.data(), norm.g_mean.data(), dp, plan_.groups, pixels_);
-        });
-      }
-      pool_input(pool, step, h, w, pool_grad[pool], g);
-    }
-    if (through)
-      run_.shares.each([&](Index, Index i) {
-        run_.k.pass.relu_input(dx_.get() + i * size, x_.get() + i * size, g + i * size, plan_.groups, h * w);
-      });
+    if (wanted) without_weights(state, leaving, g);
   }
 
-  void add_scaled(T* to, bool add, const T* from, T weight) {
-    const std::vector<T> scale(plan_.lanes, weight), mean(plan_.lanes);
-    run_.shares.each([&](Index, Index i) {
-      const T* map = from + i * image_;
-      run_.k.pass.mix(to + i * image_, add, 1, &map, scale.data(), mean.data(), plan_.groups, pixels_);
+  // g += the gradients that come through pools, skip connections and the rectified state.
+  void without_weights(Index state, const Leaving<T>& leaving, T* g) {
+    const Index h = leaving.h, w = leaving.w, size = h * w * plan_.lanes, lanes = plan_.lanes;
+    // The gradient that reaches an operation is the same sum over edges of weight * gradient for all that follows.
+    struct Uses {
+      std::vector<const T*> maps;
+      std::vector<T> weights, means;
+    };
+    Uses pools[2], skips;
+    for (Index e = 0; e < Index(spec_.edges.size()); e++) {
+      const Edge& edge = spec_.edges[e];
+      for (size_t o = 0; edge.source == state && o < edge.candidates.size(); o++) {
+        const Op op = edge.candidates[o].op;
+        const bool pool = op == Op::max_pool || op == Op::avg_pool;
+        if (!run_.active(e, o) || !(pool || (op == Op::skip && edge.stride == 1))) continue;
+        Uses& uses = pool ? pools[op == Op::avg_pool] : skips;
+        uses.maps.push_back(mixture_[edge.node].get());
+        uses.weights.insert(uses.weights.end(), lanes, run_.weight(e, o));
+        uses.means.resize(uses.means.size() + lanes);
+      }
+    }
+    const auto mix = [&](const Uses& uses, Index i, T* to, bool add) {
+      std::vector<const T*> maps(uses.maps);
+      for (const T*& map : maps) map += i * image_;
+      run_.k.pass.mix(to, add, int(maps.size()), maps.data(), uses.weights.data(), uses.means.data(), plan_.groups, pixels_);
+    };
+    std::vector<NormInput<T>> norms;
+    for (int pool = 0; pool < 2 && spec_.pool_norm; pool++) {
+      const T* deviation = run_.pool_deviation(state, pool);
+      const Sums& sums = leaving.pool_sums[pool];
+      norms.emplace_back(lanes, [](Index) { return 1.0; }, deviation, sums.data(), sums.data() + lanes, double(plan_.n) * pixels_);
+    }
+    const Buffer<T> scale = run_.pool_scale(h, w, leaving.step);
+    std::vector<Tile<T>> low, gradient;
+    std::vector<Buffer<T>> pool_grad;
+    for (Index i = 0; i < run_.shares.count(); i++) {
+      low.emplace_back(plan_.groups, h, w, 1, -std::numeric_limits<T>::infinity());
+      gradient.emplace_back(plan_.groups, h, w, 1);
+      pool_grad.emplace_back(image_);
+    }
+    run_.shares.each([&](Index share, Index i) {
+      const Tile<T>& to = gradient[share];
+      T *dp = pool_grad[share].get(), *to_g = g + i * size;
+      const T* x = x_.get() + i * size;
+      const bool pooled = !pools[0].maps.empty() || !pools[1].maps.empty();
+      if (pooled) std::memset(to.memory.get(), 0, to.memory.size() * sizeof(T));
+      for (int pool = 0; pool < 2; pool++) {
+        if (pools[pool].maps.empty()) continue;
+        mix(pools[pool], i, dp, false);
+        const T* map = leaving.pooled[pool] + i * image_;
+        if (spec_.pool_norm)
+          run_.k.pass.norm_input(dp, pixels_ * kBlock, map, pixels_ * kBlock, run_.pool_mean(state, pool), norms[pool].a.data(),
+                                 norms[pool].b.data(), norms[pool].g_mean.data(), dp, pixels_ * kBlock, plan_.groups, pixels_);
+        const Map<const T> dp_map = constant(dense(dp, plan_.node_h, plan_.node_w));
+        if (pool) {
+          run_.k.stencil.avg_pool_input(leaving.step, scale.get(), dp_map, to.from(1), plan_.groups, plan_.node_h, plan_.node_w);
+        } else {
+          run_.k.pass.fill(x, h * w * kBlock, nullptr, nullptr, false, low[share].from(0), plan_.groups, h, w);
+          run_.k.stencil.max_pool_input(leaving.step, low[share].read(1), map, dp_map, to.from(1), plan_.groups, plan_.node_h, plan_.node_w);
+        }
+      }
+      if (pooled) run_.k.pass.add_inside(to.read(0), to_g, plan_.groups, h, w);
+      if (!skips.maps.empty()) mix(skips, i, to_g, true);
+      if (leaving.through) run_.k.pass.relu_input(dx_.get() + i * size, x, to_g, plan_.groups, h * w);
     });
   }
 
@@ -190,34 +206,6 @@ class CellBackward {
       for (double sum : sums) to_.mix[e * spec_.columns + spec_.columns - 1] += T(sum);
   }
 
-  void pool_input(int pool, Index step, Index h, Index w, T* grad, T* g) {
-    const Buffer<T> scale = run_.pool_scale(h, w, step);
-    std::vector<Tile<T>> low, gradient;
-    for (Index i = 0; i < run_.shares.count(); i++) {
-      low.emplace_back(plan_.groups, h, w, 1, -std::numeric_limits<T>::infinity());
-      gradient.emplace_back(plan_.groups, h, w, 1);
-    }
-    run_.shares.each([&](Index share, Index i) {
-      T* dp = grad + i * image_;
-      const Tile<T>& to = gradient[share];
-      std::memset(to.memory.get(), 0, to.memory.size() * sizeof(T));
-      const Map<T> dense_dp = dense(dp, plan_.node_h, plan_.node_w);
-      const Map<const T> dp_map{dense_dp.data, dense_dp.group, dense_dp.row, dense_dp.pixel};
-      if (pool) {
-        run_.k.stencil.avg_pool_input(step, scale.get(), dp_map, to.from(1), plan_.groups, plan_.node_h, plan_.node_w);
-      } else {
-        run_.k.pass.fill(x_.get() + i * h * w * plan_.lanes, nullptr, nullptr, false, low[share].from(0), plan_.groups, h, w);
-        run_.k.stencil.max_pool_input(step, low[share].read(1), dp_map, to.from(1), plan_.groups, plan_.node_h, plan_.node_w);
-      }
-      run_.k.pass.add_inside(to.read(0), g + i * h * w * plan_.lanes, plan_.groups, h, w);
-    });
-  }
-
-  // One edge's candidates: mixture gradients, weight gradients, and dx_ (+)= gradients of the rectified state.
-  // Returns whether dx_ was written.
-  bool convolutions(Index e, const T* g, T* const* pooled, Sums* pool_sums, const std::vector<Scratch<T>>& scratch,
-                    const std::vector<Tile<T>>& outer, const std::vector<Tile<T>>& inner, bool wanted, bool add);
-
   const CellRun<T>& run_;
   const CellPlan& plan_;
   const CellSpec& spec_;
@@ -226,9 +214,7 @@ class CellBackward {
   const CellGradients<T> to_;
   const Index pixels_, image_, bypass_, width_;
   std::vector<Buffer<T>> mixture_, rest_;  // gradients of every node, before its channels are shuffled
-  Buffer<T> x_, dx_, pools_, z_, d_;
+  Buffer<T> x_, dx_, dq_, pools_, z_, d_;
 };
 
 }  // namespace pamkd
-
-#include "cpu/cell_backward_edge.h"

@@ -45,7 +45,7 @@ void cell_forward(const CellRun<T>& run, const T* const* inputs, T* out, T* q) {
     if (state + 1 == plan.states()) break;
     if (x == x_memory.get())
       run.shares.each([&](Index, Index i) {
-        run.k.pass.block(rows + i * h * w * stride, stride, plan.c, x_memory.get() + i * h * w * plan.lanes, h * w);
+        run.k.pass.block(rows + i * h * w * stride, stride, plan.c, false, x_memory.get() + i * h * w * plan.lanes, h * w);
       });
 
     const Index step = spec.reduction && state < spec.inputs ? 2 : 1;

@@ -10,6 +10,7 @@
 namespace pamkd {
 
 constexpr double kEpsilon = 1e-5;  // of every BatchNorm in a search cell
+constexpr Index kRowBytes = 32768;  // of the L1 cache, for the rows in work
 
 // One candidate in work: its maps over the whole batch.
 template <class T>
@@ -22,7 +23,7 @@ struct Job {
 template <class T>
 struct Scratch {
   Tile<T> tile, inner;  // rectified state, rectified and normalised first half
-  Buffer<T> d;          // output of a depthwise convolution or gathered taps
+  Buffer<T> d, z;       // rows in work: outputs of a depthwise convolution or gathered taps, and of a product
 };
 
 template <class T>
@@ -47,47 +48,72 @@ class CellRun {
     return statistics + ((Index(spec.edges.size()) * spec.columns + state) * 4 + part) * plan.lanes;
   }
 
+  // Rows of a node's image that are worked on at once: their samples, depthwise outputs and products stay in the L1 cache.
+  Index block() const {
+    const Index row = plan.node_w * plan.lanes * sizeof(T);
+    return std::clamp<Index>(kRowBytes / (2 * row), 1, plan.node_h);
+  }
+
   std::vector<Scratch<T>> scratch(Index h, Index w) const {
     Index taps = 1;
     for (const EdgePlan& edge : plan.edges)
       for (const Conv& conv : edge.convs) taps = conv.taps > taps ? conv.taps : taps;
+    const Index row = plan.node_w * plan.lanes;
     std::vector<Scratch<T>> all;
     for (Index i = 0; i < shares.count(); i++)
       all.push_back({Tile<T>(plan.groups, h, w, kFrame), Tile<T>(plan.groups, plan.node_h, plan.node_w, 2),
-                     Buffer<T>(plan.node_pixels() * plan.lanes * taps)});
+                     Buffer<T>(row * std::max(block() * taps, block() + kFrame)), Buffer<T>(row * block())});
     return all;
   }
 
-  void fill_tile(const Tile<T>& tile, const T* x) const {
-    k.pass.fill(x, nullptr, nullptr, true, tile.from(0), plan.groups, tile.h, tile.w);
+  // work(rows) for all blocks of rows of a node's image, each after fill(rows) has been called for all rows of the tile, of h,
+  // that lie up to `reach` below its samples.
+  template <class Fill, class Work>
+  void by_rows(Index stride, Index reach, Index h, const Fill& fill, const Work& work) const {
+    Index filled = 0;
+    for (Index y = 0; y < plan.node_h; y += block()) {
+      const Rows rows{y, std::min(y + block(), plan.node_h)};
+      const Index needed = rows.end == plan.node_h ? h : std::min(h, (rows.end - 1) * stride + reach + 1);
+      if (needed > filled) fill(Rows{filled, needed});
+      filled = std::max(filled, needed);
+      work(rows);
+    }
   }
-  void fill_inner(const Tile<T>& tile, Index edge, const Conv& conv, const T* q) const {
-    k.pass.fill(q, statistic(edge, conv.column, 0), statistic(edge, conv.column, 1), true, tile.from(0), plan.groups, tile.h, tile.w);
+
+  void fill_tile(const Tile<T>& tile, const T* x, Rows rows) const {
+    k.pass.fill(x + rows.begin * tile.w * kBlock, tile.h * tile.w * kBlock, nullptr, nullptr, true, below(tile.from(0), rows.begin),
+                plan.groups, rows.count(), tile.w);
+  }
+  void fill_inner(const Tile<T>& tile, Index edge, const Conv& conv, const T* q, Rows rows) const {
+    k.pass.fill(q + rows.begin * tile.w * kBlock, tile.h * tile.w * kBlock, statistic(edge, conv.column, 0), statistic(edge, conv.column, 1),
+                true, below(tile.from(0), rows.begin), plan.groups, rows.count(), tile.w);
   }
 
   static Index tap_y(const Conv& conv, Index t) { return conv.op == Op::nor_3 ? t / 3 - 1 : t; }
   static Index tap_x(const Conv& conv, Index t) { return conv.op == Op::nor_3 ? t % 3 - 1 : t; }
+  // How far from its sample an output reads.
+  static Index reach(const Conv& conv) { return conv.gathered ? conv.taps > 1 : conv.dilation * (conv.k / 2); }
 
-  // d of one half of a convolution, from its tile.
-  void depthwise(const Conv& conv, int half, const T* packed, const Tile<T>& tile, Index stride, T* d) const {
-    const Index h = plan.node_h, w = plan.node_w;
+  // Some rows of d of one half of a convolution, from its tile.
+  void depthwise(const Conv& conv, int half, const T* packed, const Tile<T>& tile, Index stride, Rows rows, T* d) const {
+    const Index w = plan.node_w;
     if (!conv.gathered) {
-      const Index pad = conv.dilation * (conv.k / 2);
-      k.stencil.depthwise(conv.k, conv.dilation, stride, false, tile.read(pad), packed + conv.dw[half], dense(d, h, w), plan.groups, h, w);
+      k.stencil.depthwise(conv.k, conv.dilation, stride, false, below(tile.read(reach(conv)), rows.begin * stride), packed + conv.dw[half],
+                          dense(d, rows.count(), w), plan.groups, rows.count(), w);
       return;
     }
     for (Index t = 0; t < conv.taps; t++)
       for (Index g = 0; g < plan.groups; g++)
-        for (Index i = 0; i < h; i++) {
+        for (Index i = rows.begin; i < rows.end; i++) {
           const Map<const T> from = tile.read(0);
           const T* row = from.data + g * from.group + (i * stride + tap_y(conv, t)) * from.row + tap_x(conv, t) * kBlock;
           for (Index j = 0; j < w; j++, d += kBlock) std::memcpy(d, row + j * stride * kBlock, kBlock * sizeof(T));
         }
   }
 
-  void product(const Conv& conv, int half, const T* packed, const T* d, T* z) const {
-    const Index h = plan.node_h, w = plan.node_w;
-    k.pointwise.product(d, h * w * kBlock, plan.groups * conv.taps, packed + conv.pw[half], dense(z, h, w), plan.groups, h, w);
+  // z of so many rows, whose d is dense.
+  void product(const Conv& conv, int half, const T* packed, const T* d, Map<T> z, Index rows) const {
+    k.pointwise.product(d, rows * plan.node_w * kBlock, plan.groups * conv.taps, packed + conv.pw[half], z, plan.groups, rows, plan.node_w);
   }
 
   // q and z of candidates that leave the blocked state x [n, groups, h, w, 8], and their statistics.
@@ -97,15 +123,21 @@ class CellRun {
     const Index from = scratch[0].tile.h * scratch[0].tile.w * plan.lanes;
     Moments<T> moments(k.pass, plan.n, plan.groups, jobs.size());
     bool second = false;
+    Index far = 0;
+    for (const Job<T>& job : jobs) far = std::max(far, reach(*job.conv));
+    const auto rows_of = [&](T* z, Rows rows) { return below(dense(z, plan.node_h, plan.node_w), rows.begin); };
     shares.each([&](Index share, Index i) {
       const Scratch<T>& s = scratch[share];
-      fill_tile(s.tile, x + i * from);
-      for (size_t j = 0; j < jobs.size(); j++) {
-        T* to = (jobs[j].conv->separable ? jobs[j].q : jobs[j].z) + i * image;
-        depthwise(*jobs[j].conv, 0, packed, s.tile, stride, s.d.get());
-        product(*jobs[j].conv, 0, packed, s.d.get(), to);
-        moments.take(j, i, to, pixels);
-      }
+      const auto output = [&](const Job<T>& job) { return (job.conv->separable ? job.q : job.z) + i * image; };
+      by_rows(
+          stride, far, s.tile.h, [&](Rows rows) { fill_tile(s.tile, x + i * from, rows); },
+          [&](Rows rows) {
+            for (const Job<T>& job : jobs) {
+              depthwise(*job.conv, 0, packed, s.tile, stride, rows, s.d.get());
+              product(*job.conv, 0, packed, s.d.get(), rows_of(output(job), rows), rows.count());
+            }
+          });
+      for (size_t j = 0; j < jobs.size(); j++) moments.take(j, i, output(jobs[j]), pixels);
     });
     for (size_t j = 0; j < jobs.size(); j++) {
       const int part = jobs[j].conv->separable ? 0 : 2;
@@ -116,11 +148,15 @@ class CellRun {
     shares.each([&](Index share, Index i) {
       const Scratch<T>& s = scratch[share];
       for (size_t j = 0; j < jobs.size(); j++) {
-        if (!jobs[j].conv->separable) continue;
-        fill_inner(s.inner, edge, *jobs[j].conv, jobs[j].q + i * image);
-        depthwise(*jobs[j].conv, 1, packed, s.inner, 1, s.d.get());
-        product(*jobs[j].conv, 1, packed, s.d.get(), jobs[j].z + i * image);
-        moments.take(j, i, jobs[j].z + i * image, pixels);
+        const Job<T>& job = jobs[j];
+        if (!job.conv->separable) continue;
+        by_rows(
+            1, reach(*job.conv), plan.node_h, [&](Rows rows) { fill_inner(s.inner, edge, *job.conv, job.q + i * image, rows); },
+            [&](Rows rows) {
+              depthwise(*job.conv, 1, packed, s.inner, 1, rows, s.d.get());
+              product(*job.conv, 1, packed, s.d.get(), rows_of(job.z + i * image, rows), rows.count());
+            });
+        moments.take(j, i, job.z + i * image, pixels);
       }
     });
     for (size_t j = 0; j < jobs.size(); j++)
@@ -163,7 +199,7 @@ class CellRun {
       for (int pool = 0; pool < 2; pool++) {
         if (!maps[pool]) continue;
         const Tile<T>& tile = pool ? zero[share] : low[share];
-        k.pass.fill(x + i * h * w * plan.lanes, nullptr, nullptr, false, tile.from(0), plan.groups, h, w);
+        k.pass.fill(x + i * h * w * plan.lanes, h * w * kBlock, nullptr, nullptr, false, tile.from(0), plan.groups, h, w);
         const Map<T> to = dense(maps[pool] + i * image, plan.node_h, plan.node_w);
         if (pool)
           k.stencil.avg_pool(stride, tile.read(1), scale.get(), to, plan.groups, plan.node_h, plan.node_w);

@@ -56,6 +56,23 @@ Map<T> dense(T* data, Index h, Index w) {
   return {data, h * w * kBlock, w * kBlock, kBlock};
 }
 
+// A map from its row `rows` on.
+template <class T>
+Map<T> below(Map<T> map, Index rows) {
+  map.data += rows * map.row;
+  return map;
+}
+
+template <class T>
+Map<const T> constant(Map<T> map) {
+  return {map.data, map.group, map.row, map.pixel};
+}
+
+struct Rows {
+  Index begin, end;
+  Index count() const { return end - begin; }
+};
+
 // Images in fixed shares, one a thread: sums over images are bit-identical for one number of threads.
 class Shares {
  public:

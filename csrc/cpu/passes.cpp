@@ -6,35 +6,41 @@ namespace pamkd {
 namespace PAMKD_LEVEL {
 namespace {
 
-template <class T>
-PAMKD_INLINE V<T> relu(V<T> x) {
-  return x <= 0 ? V<T>{} : x;  // keeps a NaN
+// f(vectors, place) for all pixels of a block: as many of them at once as a register holds, then one at a time.
+template <class T, class F>
+PAMKD_INLINE void each_pixel(Index pixels, const F& f) {
+  constexpr Index B = Widest<T>::vectors;
+  Index p = 0;
+  for (; p + B <= pixels; p += B) f(Widest<T>{}, p * kBlock);
+  for (; p < pixels; p++) f(One<T>{}, p * kBlock);
 }
 
 template <class T, bool NORM, bool RELU>
-void fill_as(const T* x, const T* mean, const T* scale, Map<T> to, Index groups, Index h, Index width) {
+void fill_as(const T* x, Index x_group, const T* mean, const T* scale, Map<T> to, Index groups, Index rows, Index width) {
   for (Index g = 0; g < groups; g++) {
     const V<T> m = NORM ? load(mean + g * kBlock) : V<T>{}, s = NORM ? load(scale + g * kBlock) : V<T>{};
-    for (Index i = 0; i < h; i++, x += width * kBlock) {
+    for (Index i = 0; i < rows; i++) {
+      const T* from = x + g * x_group + i * width * kBlock;
       T* row = to.data + g * to.group + i * to.row;
-      for (Index j = 0; j < width; j++) {
-        V<T> v = load(x + j * kBlock);
-        if (NORM) v = (v - m) * s;
-        if (RELU) v = relu<T>(v);
-        store(row + j * kBlock, v);
-      }
+      each_pixel<T>(width, [&](auto vectors, Index at) __attribute__((always_inline)) {
+        using L = decltype(vectors);
+        auto v = L::adjacent(from + at);
+        if (NORM) v = (v - L::both(m)) * L::both(s);
+        if (RELU) v = v <= 0 ? typename L::type{} : v;  // keeps a NaN
+        L::store(row + at, kBlock, v);
+      });
     }
   }
 }
 
 template <class T>
-void fill(const T* x, const T* mean, const T* scale, bool rectify, Map<T> to, Index groups, Index h, Index width) {
+void fill(const T* x, Index x_group, const T* mean, const T* scale, bool rectify, Map<T> to, Index groups, Index rows, Index width) {
   if (mean)
-    fill_as<T, true, true>(x, mean, scale, to, groups, h, width);
+    fill_as<T, true, true>(x, x_group, mean, scale, to, groups, rows, width);
   else if (rectify)
-    fill_as<T, false, true>(x, mean, scale, to, groups, h, width);
+    fill_as<T, false, true>(x, x_group, mean, scale, to, groups, rows, width);
   else
-    fill_as<T, false, false>(x, mean, scale, to, groups, h, width);
+    fill_as<T, false, false>(x, x_group, mean, scale, to, groups, rows, width);
 }
 
 // In double, for values whose squares leave the range of T.
@@ -112,26 +118,8 @@ void mix(T* y, bool add, int count, const T* const* maps, const T* a, const T* m
   }
 }
 
-template <class T, int N>
-PAMKD_INLINE void dots_as(const T* g, const T* const* maps, const T* mean, T* sums, Index groups, Index pixels) {
-  for (Index b = 0; b < groups; b++) {
-    V<T> sum[N + 1] = {}, m[N + 1];
-    for (int k = 0; k < N; k++) m[k] = load(mean + (k * groups + b) * kBlock);
-    const Index from = b * pixels * kBlock;
-    for (Index p = from; p < from + pixels * kBlock; p += kBlock) {
-      const V<T> grad = load(g + p);
-#pragma GCC unroll 4
-      for (int k = 0; k < N; k++) sum[k] += grad * (load(maps[k] + p) - m[k]);
-    }
-    for (int k = 0; k < N; k++) {
-      T* to = sums + (k * groups + b) * kBlock;
-      store(to, load(to) + sum[k]);
-    }
-  }
-}
-
 template <class T>
-void dots(const T* g, int count, const T* const* maps, const T* mean, T* sums, Index groups, Index pixels) {
+void total(const T* g, T* sums, Index groups, Index pixels) {
   for (Index b = 0; b < groups; b++) {
     V<T> sum[4] = {};
     const T* from = g + b * pixels * kBlock;
@@ -142,36 +130,68 @@ void dots(const T* g, int count, const T* const* maps, const T* mean, T* sums, I
     for (; p < pixels; p++) sum[0] += load(from + p * kBlock);
     store(sums + b * kBlock, load(sums + b * kBlock) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
   }
-  sums += groups * kBlock;
+}
+
+// U pixels at once, each summed in a chain of its own: additions need not wait for each other.
+template <class T, int N, int U>
+PAMKD_INLINE void dots_as(const T* g, Index g_group, const T* const* maps, Index group, const T* mean, T* sums, Index groups, Index pixels) {
+  for (Index b = 0; b < groups; b++) {
+    V<T> sum[N][U] = {}, m[N];
+    for (int k = 0; k < N; k++) m[k] = load(mean + (k * groups + b) * kBlock);
+    const T* from = g + b * g_group;
+    const auto add = [&](int u, Index at) __attribute__((always_inline)) {
+      const V<T> grad = load(from + at);
+#pragma GCC unroll 4
+      for (int k = 0; k < N; k++) sum[k][u] += grad * (load(maps[k] + b * group + at) - m[k]);
+    };
+    Index p = 0;
+    for (; p + U <= pixels; p += U)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; u++) add(u, (p + u) * kBlock);
+    for (; p < pixels; p++) add(0, p * kBlock);
+    for (int k = 0; k < N; k++) {
+      T* to = sums + (k * groups + b) * kBlock;
+      V<T> all = sum[k][0];
+      for (int u = 1; u < U; u++) all += sum[k][u];
+      store(to, load(to) + all);
+    }
+  }
+}
+
+template <class T>
+void dots(const T* g, Index g_group, int count, const T* const* maps, Index group, const T* mean, T* sums, Index groups, Index pixels) {
   while (count > 0) {
     const int n = count < 4 ? count : 4;
     switch (n) {
-      case 1: dots_as<T, 1>(g, maps, mean, sums, groups, pixels); break;
-      case 2: dots_as<T, 2>(g, maps, mean, sums, groups, pixels); break;
-      case 3: dots_as<T, 3>(g, maps, mean, sums, groups, pixels); break;
-      default: dots_as<T, 4>(g, maps, mean, sums, groups, pixels);
+      case 1: dots_as<T, 1, 4>(g, g_group, maps, group, mean, sums, groups, pixels); break;
+      case 2: dots_as<T, 2, 4>(g, g_group, maps, group, mean, sums, groups, pixels); break;
+      case 3: dots_as<T, 3, 2>(g, g_group, maps, group, mean, sums, groups, pixels); break;
+      default: dots_as<T, 4, 2>(g, g_group, maps, group, mean, sums, groups, pixels);
     }
     count -= n, maps += n, mean += n * groups * kBlock, sums += n * groups * kBlock;
   }
 }
 
 template <class T>
-void norm_input(const T* g, const T* z, const T* mean, const T* a, const T* b, const T* g_mean, T* y, Index groups, Index pixels) {
-  for (Index k = 0; k < groups; k++) {
+void norm_input(const T* g, Index g_group, const T* z, Index z_group, const T* mean, const T* a, const T* b, const T* g_mean, T* y, Index y_group,
+                Index groups, Index pixels) {
+  for (Index k = 0; k < groups; k++, g += g_group, z += z_group, y += y_group) {
     const V<T> m = load(mean + k * kBlock), gm = load(g_mean + k * kBlock), ka = load(a + k * kBlock), kb = load(b + k * kBlock);
-    const Index from = k * pixels * kBlock;
-    for (Index p = from; p < from + pixels * kBlock; p += kBlock) store(y + p, ka * (load(g + p) - gm) + kb * (load(z + p) - m));
+    each_pixel<T>(pixels, [&](auto vectors, Index at) __attribute__((always_inline)) {
+      using L = decltype(vectors);
+      L::store(y + at, kBlock, L::both(ka) * (L::adjacent(g + at) - L::both(gm)) + L::both(kb) * (L::adjacent(z + at) - L::both(m)));
+    });
   }
 }
 
 template <class T>
-void relu_norm_input(const T* dx, const T* q, const T* mean, T* y, T* sums, Index groups, Index pixels) {
-  for (Index k = 0; k < groups; k++) {
+void relu_norm_input(const T* dx, Index dx_group, const T* q, Index q_group, const T* mean, T* y, Index y_group, T* sums, Index groups,
+                     Index pixels) {
+  for (Index k = 0; k < groups; k++, dx += dx_group, q += q_group, y += y_group) {
     const V<T> m = load(mean + k * kBlock);
     V<T> sum[2] = {}, dot[2] = {};
-    const Index from = k * pixels * kBlock, end = from + pixels * kBlock;
     int u = 0;
-    for (Index p = from; p < end; p += kBlock, u ^= 1) {
+    for (Index p = 0; p < pixels * kBlock; p += kBlock, u ^= 1) {
       const V<T> deviation = load(q + p) - m, d = deviation > 0 ? load(dx + p) : V<T>{};
       sum[u] += d;
       dot[u] += d * deviation;
@@ -198,72 +218,78 @@ void add_inside(Map<const T> from, T* g, Index groups, Index h, Index width) {
     }
 }
 
-// The first COUNT channels of a vector; the copies have constant sizes.
-template <class T, int COUNT>
-PAMKD_INLINE void block_group(const T* rows, Index stride, T* map, Index pixels) {
-  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
-    V<T> v = {};
-    __builtin_memcpy(&v, rows, COUNT * sizeof(T));
-    store(map, v);
+// f.operator()<COUNT>(pixel, group) for all blocks of channels of all pixels; COUNT, the channels that a block has in rows, is
+// a constant, so that copies of so many have constant sizes.
+template <class F>
+PAMKD_INLINE void each_block(Index channels, Index pixels, const F& f) {
+  const Index whole = channels / kBlock;
+  for (Index p = 0; p < pixels && whole; p++)
+    for (Index g = 0; g < whole; g++) f.template operator()<kBlock>(p, g);
+#define PAMKD_COUNT(count) \
+  case count:              \
+    for (Index p = 0; p < pixels; p++) f.template operator()<count>(p, whole); \
+    break;
+  switch (channels % kBlock) {
+    PAMKD_COUNT(1) PAMKD_COUNT(2) PAMKD_COUNT(3) PAMKD_COUNT(4) PAMKD_COUNT(5) PAMKD_COUNT(6) PAMKD_COUNT(7)
   }
+#undef PAMKD_COUNT
 }
-
-template <class T, int COUNT>
-PAMKD_INLINE void unblock_group(const T* map, T* rows, Index stride, Index pixels) {
-  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
-    const V<T> v = load(map);
-    __builtin_memcpy(rows, &v, COUNT * sizeof(T));
-  }
-}
-
-template <class T, int COUNT>
-PAMKD_INLINE void norm_unblock_group(const T* map, V<T> mean, V<T> a, V<T> c, T* rows, Index stride, Index pixels) {
-  for (Index p = 0; p < pixels; p++, rows += stride, map += kBlock) {
-    const V<T> v = a * (load(map) - mean) + c;
-    __builtin_memcpy(rows, &v, COUNT * sizeof(T));
-  }
-}
-
-#define PAMKD_COUNTS(f, ...)         \
-  switch (count) {                   \
-    case 1: f<T, 1>(__VA_ARGS__); break; \
-    case 2: f<T, 2>(__VA_ARGS__); break; \
-    case 3: f<T, 3>(__VA_ARGS__); break; \
-    case 4: f<T, 4>(__VA_ARGS__); break; \
-    case 5: f<T, 5>(__VA_ARGS__); break; \
-    case 6: f<T, 6>(__VA_ARGS__); break; \
-    case 7: f<T, 7>(__VA_ARGS__); break; \
-    default: f<T, 8>(__VA_ARGS__);   \
-  }
 
 template <class T>
-void block(const T* rows, Index stride, Index channels, T* map, Index pixels) {
-  for (Index c = 0; c < channels; c += kBlock, map += pixels * kBlock) {
-    const Index count = channels - c < kBlock ? channels - c : kBlock;
-    PAMKD_COUNTS(block_group, rows + c, stride, map, pixels)
-  }
+PAMKD_INLINE V<T> positive(V<T> x) {
+  return x <= 0 ? V<T>{} : x;  // keeps a NaN
+}
+
+template <class T, bool RELU>
+void block_as(const T* rows, Index stride, Index channels, T* map, Index pixels) {
+  each_block(channels, pixels, [&]<Index COUNT>(Index p, Index g) __attribute__((always_inline)) {
+    V<T> v = {};
+    __builtin_memcpy(&v, rows + p * stride + g * kBlock, COUNT * sizeof(T));
+    store(map + (g * pixels + p) * kBlock, RELU ? positive<T>(v) : v);
+  });
+}
+
+template <class T>
+void block(const T* rows, Index stride, Index channels, bool rectify, T* map, Index pixels) {
+  if (rectify)
+    block_as<T, true>(rows, stride, channels, map, pixels);
+  else
+    block_as<T, false>(rows, stride, channels, map, pixels);
 }
 
 template <class T>
 void unblock(const T* map, T* rows, Index stride, Index channels, Index pixels) {
-  for (Index c = 0; c < channels; c += kBlock, map += pixels * kBlock) {
-    const Index count = channels - c < kBlock ? channels - c : kBlock;
-    PAMKD_COUNTS(unblock_group, map, rows + c, stride, pixels)
-  }
+  each_block(channels, pixels, [&]<Index COUNT>(Index p, Index g) __attribute__((always_inline)) {
+    const V<T> v = load(map + (g * pixels + p) * kBlock);
+    __builtin_memcpy(rows + p * stride + g * kBlock, &v, COUNT * sizeof(T));
+  });
+}
+
+template <class T>
+void unblock_positive(const T* map, const T* x, T* rows, Index stride, Index channels, Index pixels) {
+  each_block(channels, pixels, [&]<Index COUNT>(Index p, Index g) __attribute__((always_inline)) {
+    const Index at = p * stride + g * kBlock;
+    V<T> sign = {};
+    __builtin_memcpy(&sign, x + at, COUNT * sizeof(T));
+    const V<T> v = sign > 0 ? load(map + (g * pixels + p) * kBlock) : V<T>{};
+    __builtin_memcpy(rows + at, &v, COUNT * sizeof(T));
+  });
 }
 
 template <class T>
 void norm_unblock(const T* map, const T* mean, const T* a, const T* c, T* rows, Index stride, Index channels, Index pixels) {
-  for (Index g = 0; g < channels; g += kBlock, map += pixels * kBlock) {
-    const Index count = channels - g < kBlock ? channels - g : kBlock;
-    PAMKD_COUNTS(norm_unblock_group, map, load(mean + g), load(a + g), load(c + g), rows + g, stride, pixels)
-  }
+  each_block(channels, pixels, [&]<Index COUNT>(Index p, Index g) __attribute__((always_inline)) {
+    const Index k = g * kBlock;
+    const V<T> v = load(a + k) * (load(map + (g * pixels + p) * kBlock) - load(mean + k)) + load(c + k);
+    __builtin_memcpy(rows + p * stride + k, &v, COUNT * sizeof(T));
+  });
 }
 
 template <class T>
 const PassKernels<T>& table() {
-  static constexpr PassKernels<T> kernels{fill<T>,        moments<T>,    mix<T>,   dots<T>,   norm_input<T>, relu_norm_input<T>,
-                                          relu_input<T>, add_inside<T>, block<T>, unblock<T>, norm_unblock<T>};
+  static constexpr PassKernels<T> kernels{fill<T>,            moments<T>,    mix<T>,        total<T>, dots<T>,    norm_input<T>,
+                                          relu_norm_input<T>, relu_input<T>, add_inside<T>, block<T>, unblock<T>,  unblock_positive<T>,
+                                          norm_unblock<T>};
   return kernels;
 }
 

@@ -82,32 +82,44 @@ struct Packed {
   }
 };
 
-// One thread's memory: x blocked, relu(x) framed for the depthwise convolution, its output.
+// One thread's memory for the pixels in work: x blocked, relu(x) framed for the depthwise convolution, its output, gradients.
 template <class T>
 struct Scratch {
   Buffer<T> x, d, g;
   Tile<T> tile, spread;
-  Scratch(const Plan& p, bool depthwise)
-      : x(p.pixels() * p.lanes()), d(std::max(p.pixels(), p.to_pixels()) * p.lanes()), g(p.to_pixels() * p.to_lanes()),
+  Scratch(const Plan& p, bool depthwise, Index span)
+      : x(depthwise ? p.pixels() * p.lanes() : 0), d((depthwise ? std::max(p.pixels(), span) : span) * p.lanes()), g(span * p.to_lanes()),
         tile(p.groups, depthwise ? p.h : 0, depthwise ? p.w : 0, kFrame), spread(p.groups, depthwise ? p.h : 0, depthwise ? p.w : 0, kFrame) {}
 };
+
+// Output pixels that are worked on at once: an image's, or without a depthwise convolution so many that the rows and their
+// blocked copies stay in the L1 cache.
+template <class T>
+Index span_of(const Plan& p, bool depthwise) {
+  const Index fit = 32768 / Index((p.in + p.lanes() + p.to_lanes()) * sizeof(T)) / 8 * 8;
+  return depthwise ? p.to_pixels() : std::min(p.to_pixels(), std::max<Index>(fit, 16));
+}
 
 template <class T>
 std::vector<Scratch<T>> scratches(const Plan& p, const Shares& shares, bool depthwise) {
   std::vector<Scratch<T>> all;
-  for (Index i = 0; i < shares.count(); i++) all.emplace_back(p, depthwise);
+  for (Index i = 0; i < shares.count(); i++) all.emplace_back(p, depthwise, span_of<T>(p, depthwise));
   return all;
 }
 
-// d = depthwise(relu(x)) or relu(x) of one image, blocked.
+// f(first, count) for all pixels of an image, `span` at once.
+template <class F>
+void each_span(Index pixels, Index span, const F& f) {
+  for (Index at = 0; at < pixels; at += span) f(at, std::min(span, pixels - at));
+}
+
+// d = depthwise(relu(x)) of one image or relu(x) of the pixels in work, blocked.
 template <class T>
-void first_layers(const Plan& p, const Kernels<T>& k, const T* x, bool depthwise, const Packed<T>& packed, const Scratch<T>& s) {
-  k.pass.block(x, p.in, p.in, s.x.get(), p.pixels());
-  if (!depthwise) {
-    k.pass.fill(s.x.get(), nullptr, nullptr, true, dense(s.d.get(), p.h, p.w), p.groups, p.h, p.w);
-    return;
-  }
-  k.pass.fill(s.x.get(), nullptr, nullptr, true, s.tile.from(0), p.groups, p.h, p.w);
+void first_layers(const Plan& p, const Kernels<T>& k, const T* x, bool depthwise, const Packed<T>& packed, Index at, Index count,
+                  const Scratch<T>& s) {
+  if (!depthwise) return k.pass.block(x + at * p.in, p.in, p.in, true, s.d.get(), count);
+  k.pass.block(x, p.in, p.in, false, s.x.get(), p.pixels());
+  k.pass.fill(s.x.get(), p.pixels() * kBlock, nullptr, nullptr, true, s.tile.from(0), p.groups, p.h, p.w);
   k.stencil.depthwise(p.k, p.dilation, p.stride, false, s.tile.read(p.pad()), packed.dw.get(), dense(s.d.get(), p.to_h, p.to_w), p.groups,
                       p.to_h, p.to_w);
 }
@@ -118,13 +130,16 @@ void run_forward(const Plan& p, const T* x, const T* depthwise, const T* pointwi
   const Kernels<T> k = kernels<T>();
   const Shares shares(p.n);
   const Packed<T> packed(p, depthwise, pointwise, false);
-  const Index image = p.to_pixels() * p.to_lanes(), lanes = p.to_lanes();
+  const Index image = p.to_pixels() * p.to_lanes(), lanes = p.to_lanes(), span = span_of<T>(p, depthwise);
   Moments<T> moments(k.pass, p.n, p.to_groups, 1);
   const std::vector<Scratch<T>> scratch = scratches<T>(p, shares, depthwise);
   shares.each([&](Index share, Index i) {
     const Scratch<T>& s = scratch[share];
-    first_layers(p, k, x + i * p.pixels() * p.in, depthwise, packed, s);
-    k.pointwise.product(s.d.get(), p.to_pixels() * kBlock, p.groups, packed.pw.get(), dense(z + i * image, p.to_h, p.to_w), p.to_groups, p.to_h, p.to_w);
+    each_span(p.to_pixels(), span, [&](Index at, Index count) {
+      first_layers(p, k, x + i * p.pixels() * p.in, depthwise, packed, at, count, s);
+      const Map<T> to{z + i * image + at * kBlock, p.to_pixels() * kBlock, count * kBlock, kBlock};
+      k.pointwise.product(s.d.get(), count * kBlock, p.groups, packed.pw.get(), to, p.to_groups, 1, count);
+    });
     moments.take(0, i, z + i * image, p.to_pixels());
   });
   T *mean = statistics, *scale = statistics + lanes;
@@ -151,14 +166,19 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
   const Shares shares(p.n);
   const Packed<T> packed(p, depthwise, pointwise, true);
   const Index image = p.to_pixels() * p.to_lanes(), lanes = p.to_lanes(), to_row = p.to_pixels() * p.out, kk = p.k * p.k;
+  const Index span = span_of<T>(p, depthwise), z_group = p.to_pixels() * kBlock;
   const T *mean = statistics, *scale = statistics + lanes;
   const std::vector<Scratch<T>> scratch = scratches<T>(p, shares, depthwise);
   const Buffer<T> sums(shares.count() * 2 * lanes, true);
   shares.each([&](Index share, Index i) {
     const Scratch<T>& s = scratch[share];
-    k.pass.block(grad + i * to_row, p.out, p.out, s.g.get(), p.to_pixels());
-    const T* map = z + i * image;
-    k.pass.dots(s.g.get(), 1, &map, mean, sums.get() + share * 2 * lanes, p.to_groups, p.to_pixels());
+    T* to = sums.get() + share * 2 * lanes;
+    each_span(p.to_pixels(), span, [&](Index at, Index count) {
+      k.pass.block(grad + i * to_row + at * p.out, p.out, p.out, false, s.g.get(), count);
+      const T* map = z + i * image + at * kBlock;
+      k.pass.total(s.g.get(), to, p.to_groups, count);
+      k.pass.dots(s.g.get(), count * kBlock, 1, &map, z_group, mean, to + lanes, p.to_groups, count);
+    });
   });
   std::vector<double> sum(2 * lanes);
   for (Index share = 0; share < shares.count(); share++)
@@ -173,31 +193,31 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
   const NormInput<T> norm(lanes, factor, scale, sum.data(), sum.data() + lanes, double(p.n) * p.to_pixels());
 
   const Index pw_size = p.lanes() * lanes, dw_size = p.lanes() * kk;
-  const Buffer<T> partial(shares.count() * (pw_size + dw_size), true), zeros(p.lanes(), true), unused(shares.count() * 2 * p.lanes(), true);
+  const Buffer<T> partial(shares.count() * (pw_size + dw_size), true);
   shares.each([&](Index share, Index i) {
     const Scratch<T>& s = scratch[share];
-    T *pw = partial.get() + share * (pw_size + dw_size), *dw = pw + pw_size, *g = s.g.get();
-    k.pass.block(grad + i * to_row, p.out, p.out, g, p.to_pixels());
-    k.pass.norm_input(g, z + i * image, mean, norm.a.data(), norm.b.data(), norm.g_mean.data(), g, p.to_groups, p.to_pixels());
-    first_layers(p, k, x + i * p.pixels() * p.in, depthwise, packed, s);
-    if (to.pointwise)
-      k.pointwise.weight(s.d.get(), p.to_pixels() * kBlock, p.groups, g, p.to_pixels() * kBlock, pw, p.to_groups, p.to_pixels());
-    T* dx = s.d.get();
-    if (!depthwise) {
-      if (!to.x) return;
-      k.pointwise.product(g, p.to_pixels() * kBlock, p.to_groups, packed.turned.get(), dense(dx, p.h, p.w), p.groups, p.h, p.w);
-    } else {
+    const T* xi = x + i * p.pixels() * p.in;
+    T *pw = partial.get() + share * (pw_size + dw_size), *dw = pw + pw_size, *g = s.g.get(), *d = s.d.get();
+    each_span(p.to_pixels(), span, [&](Index at, Index count) {
+      k.pass.block(grad + i * to_row + at * p.out, p.out, p.out, false, g, count);
+      k.pass.norm_input(g, count * kBlock, z + i * image + at * kBlock, z_group, mean, norm.a.data(), norm.b.data(), norm.g_mean.data(), g,
+                        count * kBlock, p.to_groups, count);
+      first_layers(p, k, xi, depthwise, packed, at, count, s);
+      if (to.pointwise) k.pointwise.weight(d, count * kBlock, p.groups, g, count * kBlock, pw, p.to_groups, count);
+      if (!depthwise) {
+        if (!to.x) return;
+        k.pointwise.product(g, count * kBlock, p.to_groups, packed.turned.get(), dense(d, 1, count), p.groups, 1, count);
+        return k.pass.unblock_positive(d, xi + at * p.in, to.x + i * p.pixels() * p.in + at * p.in, p.in, p.in, count);
+      }
       Map<T> spread = s.spread.from(0);
       spread.row *= p.stride, spread.pixel *= p.stride;
-      k.pointwise.product(g, p.to_pixels() * kBlock, p.to_groups, packed.turned.get(), spread, p.groups, p.to_h, p.to_w);
+      k.pointwise.product(g, z_group, p.to_groups, packed.turned.get(), spread, p.groups, p.to_h, p.to_w);
       if (to.depthwise)
-        k.stencil.depthwise_weight(p.k, p.dilation, p.stride, s.tile.read(p.pad()), {spread.data, spread.group, spread.row, spread.pixel}, dw,
-                                   p.groups, p.to_h, p.to_w);
+        k.stencil.depthwise_weight(p.k, p.dilation, p.stride, s.tile.read(p.pad()), constant(spread), dw, p.groups, p.to_h, p.to_w);
       if (!to.x) return;
-      k.stencil.depthwise(p.k, p.dilation, 1, false, s.spread.read(p.pad()), packed.flipped.get(), dense(dx, p.h, p.w), p.groups, p.h, p.w);
-    }
-    k.pass.relu_norm_input(dx, s.x.get(), zeros.get(), dx, unused.get() + share * 2 * p.lanes(), p.groups, p.pixels());
-    k.pass.unblock(dx, to.x + i * p.pixels() * p.in, p.in, p.in, p.pixels());
+      k.stencil.depthwise(p.k, p.dilation, 1, false, s.spread.read(p.pad()), packed.flipped.get(), dense(d, p.h, p.w), p.groups, p.h, p.w);
+      k.pass.unblock_positive(d, xi, to.x + i * p.pixels() * p.in, p.in, p.in, p.pixels());
+    });
   });
   const auto total = [&](Index at) {
     double value = 0;

@@ -177,18 +177,13 @@ void avg_pool(int stride, Map<const T> x, const T* scale, Map<T> y, Index groups
 }
 
 template <class T>
-void max_pool_input(int stride, Map<const T> x, Map<const T> g, Map<T> dx, Index groups, Index h, Index width) {
+void max_pool_input(int stride, Map<const T> x, const T* best_of, Map<const T> g, Map<T> dx, Index groups, Index h, Index width) {
   for (Index b = 0; b < groups; b++)
     for (Index i = 0; i < h; i++)
       for (Index j = 0; j < width; j++) {
         const T* from = x.data + b * x.group + i * stride * x.row + j * stride * x.pixel;
         T* to = dx.data + b * dx.group + i * stride * dx.row + j * stride * dx.pixel;
-        V<T> best = load(from);
-#pragma GCC unroll 9
-        for (int t = 1; t < 9; t++) {
-          const V<T> sample = load(from + t / 3 * x.row + t % 3 * x.pixel);
-          best = (sample > best) | (sample != sample) ? sample : best;
-        }
+        const V<T> best = load(best_of + ((b * h + i) * width + j) * kBlock);
         V<T> left = load(g.data + b * g.group + i * g.row + j * g.pixel);  // what has not found its maximum yet
 #pragma GCC unroll 9
         for (int t = 0; t < 9; t++) {

@@ -25,8 +25,8 @@ struct StencilKernels {
   // 3x3 pools of an input whose frame of one pixel holds -inf (max) or 0 (average, count [h, width] samples under the window).
   void (*max_pool)(int stride, Map<const T> x, Map<T> y, Index groups, Index h, Index width);
   void (*avg_pool)(int stride, Map<const T> x, const T* scale, Map<T> y, Index groups, Index h, Index width);
-  // dx (with the same frame) += g at the first maximum of each window / spread over the window.
-  void (*max_pool_input)(int stride, Map<const T> x, Map<const T> g, Map<T> dx, Index groups, Index h, Index width);
+  // dx (with the same frame) += g at the first maximum of each window (best, dense: what max_pool gave) / spread over the window.
+  void (*max_pool_input)(int stride, Map<const T> x, const T* best, Map<const T> g, Map<T> dx, Index groups, Index h, Index width);
   void (*avg_pool_input)(int stride, const T* scale, Map<const T> g, Map<T> dx, Index groups, Index h, Index width);
 };
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pamkd.ops._checks import check_dense, check_tensors
+
 
 def check_embeddings(op: str, name: str, embeddings: Tensor, dims: tuple[int, ...] = (3,)) -> None:
     """Floating-point embeddings [L, N, D] (or [N, D], where `dims` allows 2) that are not empty."""
-    if not embeddings.is_floating_point():
-        raise TypeError(f"{op}: {name} is {embeddings.dtype}; needed are floating-point embeddings")
+    check_tensors(op, **{name: embeddings})
     if embeddings.dim() not in dims or 0 in embeddings.shape:
         shapes = " or ".join({2: "[N, D]", 3: "[L, N, D]"}[d] for d in dims)
         raise ValueError(f"{op}: {name} has shape {tuple(embeddings.shape)}; needed is {shapes} without an empty dimension")
@@ -17,6 +18,7 @@ def check_embeddings(op: str, name: str, embeddings: Tensor, dims: tuple[int, ..
 
 def check_groups(op: str, name: str, groups: Tensor, embeddings: Tensor) -> None:
     """Row indices [G, R] on the embeddings' device, 2 <= R <= N. Their range is checked by the kernel, which reads them."""
+    check_dense(op, name, groups)
     if groups.dtype != torch.int64:
         raise TypeError(f"{op}: {name} is {groups.dtype}; needed are int64 row indices")
     if groups.device != embeddings.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pamkd.ops._checks import check_dense, check_numbers
 from pamkd.ops._library import LIB, define, has_kernel, register, triton_kernels
 from pamkd.reference import flat_update as reference
 
@@ -30,9 +31,11 @@ def sgd_update(
         w' and m', and c [] or [M]. Differentiable any number of times in all three, with c as a constant.
 
     Raises:
+        TypeError: no dense tensors, or no numbers.
         ValueError: shapes, dtypes or devices that differ, or not [P] or [M, P].
     """
     _check("sgd_update", weights=weights, buffer=buffer, gradient=gradient)
+    check_numbers("sgd_update", lr=lr, momentum=momentum, weight_decay=weight_decay, clip=clip)
     if not has_kernel("sgd_update", weights):
         return reference.sgd_update(weights, buffer, gradient, lr, momentum, weight_decay, clip)
     return torch.ops.pamkd.sgd_update(weights, buffer, gradient, lr, momentum, weight_decay, clip)
@@ -50,15 +53,19 @@ def perturb(point: Tensor, direction: Tensor, step: float) -> tuple[Tensor, Tens
         eps as a constant.
 
     Raises:
+        TypeError: no dense tensors, or no numbers.
         ValueError: shapes, dtypes or devices that differ, or not [P] or [M, P].
     """
     _check("perturb", point=point, direction=direction)
+    check_numbers("perturb", step=step)
     if not has_kernel("perturb", point):
         return reference.perturb(point, direction, step)
     return torch.ops.pamkd.perturb(point, direction, step)
 
 
 def _check(op: str, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        check_dense(op, name, tensor)
     (name, like), *others = tensors.items()
     if like.dim() not in (1, 2) or like.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{op}: {name} is {tuple(like.shape)} of {like.dtype}; needed is [P] or [M, P] of float32 or float64")

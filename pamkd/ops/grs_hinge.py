@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pamkd import reference
+from pamkd.ops._checks import check_numbers, check_tensors
 from pamkd.ops._embeddings import widened
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
@@ -26,13 +27,11 @@ def grs_hinge(teacher: Tensor, student: Tensor, eps: float) -> Tensor:
         [Ks, Kt]. Differentiable once, by both; twice through `pamkd.reference.grs_hinge`.
 
     Raises:
-        TypeError: dtypes that differ or are not floating point.
-        ValueError: a wrong shape, or tensors on different devices.
+        TypeError: no dense tensors of one floating-point dtype on one device, or eps is no number.
+        ValueError: a wrong shape.
     """
-    if not teacher.is_floating_point() or teacher.dtype != student.dtype:
-        raise TypeError(f"grs_hinge: teacher is {teacher.dtype} and student {student.dtype}; needed is one floating-point dtype")
-    if teacher.device != student.device:
-        raise ValueError(f"grs_hinge: teacher is on {teacher.device} and student on {student.device}; move them to one device")
+    check_tensors("grs_hinge", teacher=teacher, student=student)
+    check_numbers("grs_hinge", eps=eps)
     if teacher.dim() != 3 or student.dim() != 3 or teacher.shape[1:] != student.shape[1:] or teacher.shape[2] != 2:
         shapes = f"{tuple(teacher.shape)} and {tuple(student.shape)}"
         raise ValueError(f"grs_hinge: teacher and student have shapes {shapes}; needed are [Kt, P, 2] and [Ks, P, 2]")

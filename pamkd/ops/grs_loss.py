@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pamkd import reference
+from pamkd.ops._checks import check_numbers, check_tensors
 from pamkd.ops._embeddings import check_embeddings, check_groups, example_embeddings, example_groups, widened
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
@@ -48,8 +49,8 @@ def grs_loss(
         float64, else float32. Differentiable once, by both; twice through `pamkd.reference.grs_loss`.
 
     Raises:
-        TypeError: a dtype that is not usable, or differs between teacher and student.
-        ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, different devices, unknown reduction; a
+        TypeError: no dense tensors, a dtype that is not usable, dtypes or devices that differ, or eps is no number.
+        ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, unknown reduction; a
             group index out of range, NaN or infinity in a row (on the CPU; on CUDA, where nothing waits for the
             device, the similarity of such a group is NaN).
         NotImplementedError: differentiated twice.
@@ -58,10 +59,8 @@ def grs_loss(
         raise ValueError(f"grs_loss: reduction is {reduction!r}; needed is 'sum' or 'mean'")
     for name, embeddings in (("e_teacher", e_teacher), ("e_student", e_student)):
         check_embeddings("grs_loss", name, embeddings, dims=(2, 3))
-    if e_teacher.dtype != e_student.dtype:
-        raise TypeError(f"grs_loss: e_teacher is {e_teacher.dtype} and e_student {e_student.dtype}; needed is one dtype")
-    if e_teacher.device != e_student.device:
-        raise ValueError(f"grs_loss: e_teacher is on {e_teacher.device} and e_student on {e_student.device}; move them to one device")
+    check_tensors("grs_loss", e_teacher=e_teacher, e_student=e_student)
+    check_numbers("grs_loss", eps=eps)
     if e_teacher.shape[-2] != e_student.shape[-2]:
         rows = f"e_teacher has {e_teacher.shape[-2]} rows and e_student {e_student.shape[-2]}"
         raise ValueError(f"grs_loss: {rows}; needed are the same images")

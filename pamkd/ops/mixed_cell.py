@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pamkd.ops import cell_of_stencils
+from pamkd.ops._checks import check_cell
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
@@ -24,7 +25,8 @@ define(
 def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
     """Node i = sum over its edges e of sum_o mix[e, o] * candidate_o(state); returns the nodes along the channels.
 
-    Equivalent to `pamkd.reference.mixed_cell.mixed_cell`, the same cell composed of plain PyTorch calls.
+    Equivalent to `pamkd.reference.mixed_cell.mixed_cell`, the same cell composed of plain PyTorch calls, but that `none` is 0
+    also of a state that is not finite.
 
     Args:
         s0: [n, spec.channels, h, w], the first (preprocessed) input state, any strides; channels_last is the fast format.
@@ -43,7 +45,9 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
 
     Source: Liu et al., DARTS: Differentiable Architecture Search (ICLR 2019), equation 2 and the published cell.
     """
-    _check(s0, s1, weights, mix, spec)
+    check_cell("mixed_cell", s0, s1, weights, mix, spec)
+    if any("noise" in names for names in spec.candidates):
+        raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
     if s0.dtype not in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) or not has_kernel("mixed_cell", s0):
         return reference.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
     if s0.device.type == "cuda":
@@ -99,38 +103,6 @@ def _backward(ctx, grad, _first_halves, _statistics):
 
 torch.library.register_autograd("pamkd::mixed_cell_forward", _backward, setup_context=_setup, lib=LIB)
 deny_double_backward("pamkd::mixed_cell_backward", "use pamkd.reference.mixed_cell.mixed_cell")
-
-
-def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> None:
-    if (s1 is None) != (spec.inputs == 1):
-        raise ValueError(f"mixed_cell: s1 is {'None' if s1 is None else 'given'}, but spec.inputs is {spec.inputs}")
-    for name, tensor in (("s1", s1), ("weights", weights), ("mix", mix)):
-        if tensor is not None and (tensor.dtype != s0.dtype or tensor.device != s0.device):
-            found = f"{name} is {tensor.dtype} on {tensor.device} and s0 is {s0.dtype} on {s0.device}"
-            raise TypeError(f"mixed_cell: {found}; convert them to one dtype and device")
-    if not s0.is_floating_point():
-        raise TypeError(f"mixed_cell: s0 is {s0.dtype}; floating-point states are needed")
-    for name, tensor in (("s0", s0), ("s1", s1)):
-        if tensor is not None and (tensor.dim() != 4 or tensor.shape[1] != spec.channels or tensor.shape != s0.shape):
-            raise ValueError(
-                f"mixed_cell: {name} has shape {tuple(tensor.shape)}; every input state is [n, {spec.channels}, h, w] of one size"
-            )
-    h, w, _ = _sizes(s0, spec)
-    if s0.shape[0] * h * w < 2:
-        raise ValueError(
-            f"mixed_cell: s0 has shape {tuple(s0.shape)}; BatchNorm needs more than one value per channel: enlarge the batch or the images"
-        )
-    if weights.dim() != 1 or weights.shape[0] != spec.num_weights:
-        raise ValueError(f"mixed_cell: weights has shape {tuple(weights.shape)}; the spec's flat slice is [{spec.num_weights}]")
-    if tuple(mix.shape) != (spec.edges, spec.columns):
-        raise ValueError(f"mixed_cell: mix has shape {tuple(mix.shape)}; the spec needs [{spec.edges}, {spec.columns}]")
-    if any("noise" in names for names in spec.candidates):
-        raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
-    if spec.reduction and spec.partial > 1 and (s0.shape[2] % 2 or s0.shape[3] % 2):
-        raise ValueError(
-            f"mixed_cell: states of {s0.shape[2]} x {s0.shape[3]} in a reduction cell with partial channels; "
-            "the 2x2 max pool of the bypassing channels needs even sizes"
-        )
 
 
 def _example() -> tuple:

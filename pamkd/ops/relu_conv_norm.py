@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pamkd.ops._checks import check_integers, check_numbers, check_tensors
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 from pamkd.reference import relu_conv_norm as reference
 
@@ -52,9 +53,9 @@ def relu_conv_norm(
 
     Raises:
         TypeError: the tensors differ in dtype or device, or are not floating-point.
-        ValueError: a shape, stride or dilation that is not listed above, or one value per channel.
+        ValueError: a shape, stride, dilation or eps that is not listed above, or one value per channel.
     """
-    _check(x, depthwise, pointwise, weight, bias, stride, dilation)
+    _check(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
     if x.dtype not in KERNEL_DTYPES or not has_kernel("relu_conv_norm", x):
         y, mean, variance = reference.relu_conv_norm(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
         return y.contiguous(memory_format=torch.channels_last), mean, variance
@@ -64,14 +65,21 @@ def relu_conv_norm(
 
 
 def _check(
-    x: Tensor, depthwise: Tensor | None, pointwise: Tensor, weight: Tensor | None, bias: Tensor | None, stride: int, dilation: int
+    x: Tensor,
+    depthwise: Tensor | None,
+    pointwise: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stride: int,
+    dilation: int,
+    eps: float,
 ) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"relu_conv_norm: x is {x.dtype}; a floating-point tensor is needed")
-    for name, tensor in (("depthwise", depthwise), ("pointwise", pointwise), ("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
-            found = f"{name} is {tensor.dtype} on {tensor.device} and x is {x.dtype} on {x.device}"
-            raise TypeError(f"relu_conv_norm: {found}; convert them to one dtype and device")
+    given = {"depthwise": depthwise, "weight": weight, "bias": bias}
+    check_tensors("relu_conv_norm", x=x, pointwise=pointwise, **{name: tensor for name, tensor in given.items() if tensor is not None})
+    check_integers("relu_conv_norm", stride=stride, dilation=dilation)
+    check_numbers("relu_conv_norm", eps=eps)
+    if eps <= 0:
+        raise ValueError(f"relu_conv_norm: eps is {eps}; needed is a positive number")
     if x.dim() != 4:
         raise ValueError(f"relu_conv_norm: x has shape {tuple(x.shape)}; needed is [n, c, h, w]")
     c = x.shape[1]

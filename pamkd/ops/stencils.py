@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pamkd.ops._checks import check_integers, check_tensors
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 from pamkd.reference import stencils as reference
 
@@ -56,18 +57,19 @@ def stencils(x: Tensor, depthwise: Sequence[Tensor], dilations: Sequence[int], *
 
 
 def _check(x: Tensor, depthwise: Sequence[Tensor], dilations: Sequence[int], stride: int, pools: bool) -> None:
-    if not x.is_floating_point():
-        raise TypeError(f"stencils: x is {x.dtype}; a floating-point tensor is needed")
-    if x.dim() not in (4, 5):
-        raise ValueError(f"stencils: x has shape {tuple(x.shape)}; needed is [n, c, h, w] or [m, n, c, h, w]")
+    for name, sequence in (("depthwise", depthwise), ("dilations", dilations)):
+        if not isinstance(sequence, (list, tuple)):
+            raise TypeError(f"stencils: {name} is a {type(sequence).__name__}; needed is a list")
+    check_integers("stencils", stride=stride, **{f"dilation {i}": dilation for i, dilation in enumerate(dilations)})
+    check_tensors("stencils", x=x, **{f"weight {i}": w for i, w in enumerate(depthwise)})
+    if x.dim() not in (4, 5) or 0 in x.shape:
+        needed = "[n, c, h, w] or [m, n, c, h, w] without an empty dimension"
+        raise ValueError(f"stencils: x has shape {tuple(x.shape)}; needed is {needed}")
     if len(depthwise) != len(dilations) or len(depthwise) > MAX_BRANCHES or not (depthwise or pools):
         found = f"{len(depthwise)} weights and {len(dilations)} dilations"
         raise ValueError(f"stencils: {found}; needed is one dilation for each of at most {MAX_BRANCHES} weights, and a weight or the pools")
     models = x.shape[:-4]
     for i, (w, dilation) in enumerate(zip(depthwise, dilations, strict=True)):
-        if w.dtype != x.dtype or w.device != x.device:
-            found = f"weight {i} is {w.dtype} on {w.device} and x is {x.dtype} on {x.device}"
-            raise TypeError(f"stencils: {found}; convert them to one dtype and device")
         if not any(tuple(w.shape) == (*models, x.shape[-3], 1, k, k) for k in (3, 5)):
             needed = ", ".join(map(str, (*models, x.shape[-3], 1, "k", "k")))
             raise ValueError(f"stencils: weight {i} has shape {tuple(w.shape)}; needed is [{needed}] with k 3 or 5")

@@ -60,9 +60,15 @@ class CellSpec:
     pool_norm: bool = True
 
     def __post_init__(self) -> None:
-        edges = sum(self.inputs + node for node in range(self.nodes))
+        for name in ("channels", "inputs", "nodes", "partial"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"CellSpec: {name} is {getattr(self, name)!r}; needed is an integer")
+        lists = isinstance(self.candidates, tuple) and all(isinstance(ops, tuple) for ops in self.candidates)
+        if not lists or not all(isinstance(name, str) for ops in self.candidates for name in ops):
+            raise TypeError(f"CellSpec: candidates are {self.candidates!r}; needed is a tuple of one tuple of names for each edge")
         if self.inputs not in (1, 2) or self.nodes < 1:
             raise ValueError(f"CellSpec: inputs {self.inputs} and nodes {self.nodes}; a cell has 1 or 2 inputs and 1 or more nodes")
+        edges = self.nodes * self.inputs + self.nodes * (self.nodes - 1) // 2
         if len(self.candidates) != edges:
             raise ValueError(f"CellSpec: {len(self.candidates)} candidate lists; {self.nodes} nodes have {edges} edges, one list each")
         unknown = sorted({op for ops in self.candidates for op in ops} - set(OPERATIONS))
@@ -70,6 +76,10 @@ class CellSpec:
             raise ValueError(f"CellSpec: unknown operations {unknown}; known are {list(OPERATIONS)}")
         if self.partial < 1 or self.channels < 1 or self.channels % self.partial:
             raise ValueError(f"CellSpec: channels {self.channels} must be positive and divisible by partial {self.partial}")
+        halved = self.reduction and any("skip_connect" in ops and self.stride(edge) == 2 for edge, ops in enumerate(self.candidates))
+        if halved and self.op_channels < 2:
+            seen = f"operations see {self.op_channels} of {self.channels} channels"
+            raise ValueError(f"CellSpec: {seen}; skip_connect of stride 2 makes two halves of them")
         if self.output not in ("concat", "last"):
             raise ValueError(f"CellSpec: output {self.output!r}; it is 'concat' or 'last'")
 

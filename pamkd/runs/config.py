@@ -80,6 +80,10 @@ class SearchConfig(RunOptions):
     """Pairs of groups (or triplets, or pairs of images) drawn in each step; default, or 0: the batch size."""
     group_reduction: Literal["sum", "mean"] | None = None
     """Over the pairs of groups: the paper sums, the default; the mean makes lambda independent of their number."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of activations in the passes of V, W and A. Weights, statistics, losses and the passes of finite differences stay float32."""
+    cuda_graphs: bool = False
+    """Capture each step as one CUDA graph (docs/gpu.md)."""
     lr: float = 0.025
     """Learning rate of V and W at the start; falls to `lr_min` along a cosine."""
     lr_min: float = 0.001
@@ -111,6 +115,9 @@ class SearchConfig(RunOptions):
     """Share of the training set that trains weights; the rest validates and trains architectures. (imagenet: 10 % and 2.5 %.)"""
     seed: int = 0
     """Everything random is a function of it."""
+    learner_rows: int | None = None
+    """Under torchrun: rows of the mesh of processes, among which the learners are dealt out; the columns of a row share their
+    batches. Default: as keeps the processes busy (docs/scaling.md)."""
     log_every: int = 10
     """Steps between two rows of step metrics."""
     tensorboard: bool = True
@@ -131,7 +138,9 @@ class SearchConfig(RunOptions):
         need(self.arch_clip >= 0, "arch_clip", "0 (no clipping) or more")
         need(self.batch_size >= 1, "batch_size", "1 or more")
         need(self.fd_step > 0, "fd_step", "a positive number")
+        need(self.learner_rows is None or self.learner_rows >= 1, "learner_rows", "1 or more")
         self._check_method()
+        self._check_graphs()
         need(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")
         fixed = self.dataset == "imagenet"
         need(not fixed or self.train_portion == 0.5, "train_portion", "no value of your own with imagenet, whose shares are 10 % and 2.5 %")
@@ -166,6 +175,16 @@ class SearchConfig(RunOptions):
         need(group >= 2, "group_size", "2 or more images per group")
         grouped = "group_size" in read and self.learners > 1
         need(not grouped or 2 * group <= self.batch_size, "batch_size", f"at least 2 * group_size = {2 * group}")
+
+    def _check_graphs(self) -> None:
+        if not self.cuda_graphs:
+            return
+        need, graphs = self.require, "with --cuda-graphs"
+        need(self.device.startswith("cuda"), "device", f"cuda {graphs}: a CPU has no launches to save")
+        with_two = ", ".join(name for name, kind in METHODS.items() if kind.two_sets)
+        need(METHODS[self.method].two_sets, "method", f"one of {with_two} {graphs}")
+        need(self.hypergradient == "finite", "hypergradient", f"finite {graphs}")
+        need(self.kdcl_rule != "linear" or self.learners == 2, "kdcl_rule", f"another one {graphs}: its search ends where numbers say so")
 
     def options_of_the_space(self) -> dict[str, Any]:
         return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in self.space_options)}

@@ -22,6 +22,7 @@ from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
+from pamkd.runs.numerics import with_numerics
 from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import multiply_adds
@@ -57,6 +58,7 @@ class Evaluation:
             raise TypeError("Evaluation takes an EvaluateConfig or its options, not both")
         self.config = config or EvaluateConfig(**options)
 
+    @with_numerics
     def run(
         self,
         genotype: Architecture,
@@ -144,7 +146,7 @@ class Evaluation:
                                 + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept"),
                                 stop.signal,
                             )
-                    row = state.row(*state.test(test_batches))
+                    row = state.row(state.test(test_batches))
                     metrics.write(row)
                     metrics.scalars({f"{name}/seed_{seed}": row[name] for name in ("train_loss", "test_loss", "test_error")}, state.epoch)
                     progress.line(_summary(row, config.epochs))
@@ -215,20 +217,22 @@ class _State:
         return value
 
     @torch.no_grad()
-    def test(self, batches: Batches) -> tuple[float, float]:
-        """Mean loss and share of errors. Raises Diverged when the loss is not finite."""
-        loss, wrong, count, seed = 0.0, 0, 0, self.config.seeds[self.place]
+    def test(self, batches: Batches) -> dict[str, float]:
+        """Mean loss, share of errors, and share of labels beyond the five likeliest. Raises Diverged when the loss is not finite."""
+        loss, wrong, beyond, count, seed = 0.0, 0, 0, 0, self.config.seeds[self.place]
         self.network.eval()
         for i, (images, labels) in enumerate(batches.epoch(0)):
             logits = self.network(images, generator=generator(seed, "test", i)).logits
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             wrong += int((logits.argmax(1) != labels).sum())
+            five = logits.topk(min(5, logits.shape[1]), 1).indices
+            beyond += int((five != labels[:, None]).all(1).sum())
             count += len(labels)
         if not math.isfinite(loss):
             raise Diverged(f"the test loss is {loss} with seed {seed} after epoch {self.epoch + 1}: lower the learning rate")
-        return loss / count, wrong / count
+        return {"test_loss": loss / count, "test_error": wrong / count, "test_error_top5": beyond / count}
 
-    def row(self, test_loss: float, test_error: float) -> dict[str, Any]:
+    def row(self, tested: dict[str, float]) -> dict[str, Any]:
         config = self.config
         return {
             "kind": "epoch",
@@ -236,8 +240,7 @@ class _State:
             "epoch": self.epoch,
             "train_loss": self.loss_sum / self.images,
             "train_error": 1 - self.correct / self.images,
-            "test_loss": test_loss,
-            "test_error": test_error,
+            **tested,
             "lr": config.learning_rate(self.epoch),
             "drop_path": config.drop_path * self.epoch / config.epochs,
             "seconds": self.seconds,

@@ -18,7 +18,21 @@ from pamkd.runs.logs import write_atomically
 CONFIG_NAME = "config.yaml"  # in a run folder
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
-FREE = ("data", "download", "out", "resume", "overwrite", "max_time", "threads", "workers", "log_every", "tensorboard", "on_divergence")
+FREE = (
+    "data",
+    "download",
+    "out",
+    "resume",
+    "overwrite",
+    "max_time",
+    "threads",
+    "workers",
+    "learner_rows",
+    "log_every",
+    "tensorboard",
+    "on_divergence",
+    "cuda_graphs",
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +67,18 @@ class RunOptions:
     """CPU threads; 0: PyTorch's choice."""
     workers: int = 0
     """Processes that decode images of lazily loaded datasets."""
+    sync_batch_norm: bool = False
+    """With several processes that share a batch: BatchNorm on the statistics of the whole batch, slower and as one process has them."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time (needs --threads; docs/search.md says what a GPU cannot promise)."""
+    tf32: bool = False
+    """Matrix products and convolutions of float32 in TF32 on a GPU: faster, with 10 bits of mantissa."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
         self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
+        self.require(self.threads or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
         self.require(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
 
     @property
@@ -76,8 +97,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def fixed(config: Any, free: Sequence[str] = FREE) -> dict[str, Any]:
-    """The options that a continued run must share with the one that it continues."""
-    return {name: value for name, value in to_dict(config).items() if name not in free}
+    """The options that a continued run must share with the one that it continues; of a deterministic one also its threads."""
+    return {name: value for name, value in to_dict(config).items() if name not in free or (name == "threads" and config.deterministic)}
 
 
 def first_difference(config: Any, saved: Mapping[str, Any], free: Sequence[str] = FREE) -> tuple[str, Any, Any] | None:

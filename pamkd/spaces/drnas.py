@@ -33,6 +33,10 @@ class Dirichlet(Staged):
         self.partials, self.keep, self.kl, self.stages = tuple(partials), tuple(keep), kl, len(partials)
         super().__init__(**options)
 
+    @property
+    def stochastic(self) -> bool:
+        return True
+
     def enter_stage(self) -> None:
         self.partial = self.partials[self.stage]
 

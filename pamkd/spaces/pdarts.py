@@ -38,6 +38,10 @@ class PDarts(Staged, Darts):
         return self.num_cells + self.growth * self.stage
 
     @property
+    def stochastic(self) -> bool:
+        return super().stochastic or any(self.dropout)
+
+    @property
     def skip_dropout(self) -> float:
         p, epoch, epochs = self.dropout[self.stage], self.moment.epoch, self.moment.epochs
         still = 0.4 * epochs

@@ -51,6 +51,10 @@ class PrDarts(Darts):
         return (OPERATIONS,) * EDGES
 
     @property
+    def stochastic(self) -> bool:
+        return True
+
+    @property
     def temperature(self) -> float:
         return 1.0 - 0.9 * self.moment.epoch / max(1, self.moment.epochs - 1)
 

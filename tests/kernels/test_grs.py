@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
+from pamkd import reference
 from pamkd.kernels import group_min_similarity as minimum
 from pamkd.kernels import grs_hinge as hinge
 from pamkd.kernels import grs_loss as loss
 from pamkd.kernels import pairwise_cosine as cosine
-from torch import Tensor
-
-from pamkd import reference
 from pamkd.ops._library import EXAMPLES
 from tests.kernels.device import DEVICE
 from tests.ops.cases import assert_accurate

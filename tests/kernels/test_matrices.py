@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from pamkd.kernels.batch_norm_statistics import batch_norm_statistics
 from pamkd.kernels.covariance import covariance
 from pamkd.kernels.node_mixture import node_mixture, node_mixture_backward
-from torch import Tensor
-
 from tests.kernels.device import DEVICE
 
 # Rows around the 64 of a block and the 256 chunks of blocks; channels around the 16 of a tile and beyond the largest tile.

@@ -119,7 +119,7 @@ def test_second_derivative_is_refused():
     ("change", "error", "text"),
     [
         (lambda t: {"x": t["x"][0]}, ValueError, r"x has shape \(6, 4, 4\)"),
-        (lambda t: {"x": t["x"].double()}, TypeError, "depthwise is torch.float32"),
+        (lambda t: {"x": t["x"].double()}, TypeError, "pointwise is torch.float32"),
         (lambda t: {"x": t["x"][:1, :, :1, :1]}, ValueError, "more than one value"),
         (lambda t: {"depthwise": t["depthwise"][:5]}, ValueError, "depthwise has shape"),
         (lambda t: {"depthwise": t["depthwise"][..., :2, :2]}, ValueError, "k 3 or 5"),

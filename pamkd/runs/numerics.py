@@ -1,0 +1,47 @@
+"""The arithmetic that a run asks of PyTorch, and its end: the caller's own settings come back."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pamkd.runs.options import RunOptions
+
+
+@contextmanager
+def numerics(config: RunOptions) -> Iterator[None]:
+    """TF32 products only where `config.tf32`, and algorithms that give the same bits each time where `config.deterministic`."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = matmul.allow_tf32, cudnn.allow_tf32
+    strict, warn, fill = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    matmul.allow_tf32 = cudnn.allow_tf32 = config.tf32
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # what nobody reads need not be filled
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = tf32
+        torch.use_deterministic_algorithms(strict, warn_only=warn)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def with_numerics(run: Callable) -> Callable:
+    """A method that runs under the `numerics` of its object's `config`."""
+
+    @functools.wraps(run)
+    def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
+        with numerics(self.config):
+            return run(self, *arguments, **options)
+
+    return wrapped
