@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -105,7 +107,7 @@ torch.library.register_autograd("pamkd::mixed_cell_forward", _backward, setup_co
 deny_double_backward("pamkd::mixed_cell_backward", "use pamkd.reference.mixed_cell.mixed_cell")
 
 
-def _example() -> tuple:
+def _example() -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(0)
     ops = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
     spec = CellSpec(channels=6, candidates=(ops,) * 5, nodes=2)

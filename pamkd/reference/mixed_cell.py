@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,9 @@ class Disturbance:
     edge_masks: Tensor | None = None  # [edges, n, 1, 1, 1], factors of whole edges (drop-path)
 
 
-def operation(name: str, x: Tensor, stride: int, weights: list[Tensor], norm: bool = True, layer: Callable = relu_conv_norm) -> Tensor:
+def operation(
+    name: str, x: Tensor, stride: int, weights: list[Tensor], norm: bool = True, layer: Callable[..., Any] = relu_conv_norm
+) -> Tensor:
     """One candidate operation (DARTS `operations.py`, affine-free BatchNorm). x: [n, c, h, w]; `norm`: BatchNorm after pools."""
     if name == "none":
         return x[:, :, ::stride, ::stride] * 0
@@ -72,7 +76,7 @@ def mixed_cell(
     mix: Tensor,
     spec: CellSpec,
     disturbance: Disturbance | None = None,
-    layer: Callable = relu_conv_norm,
+    layer: Callable[..., Any] = relu_conv_norm,
 ) -> Tensor:
     """Node i = sum over its edges e of sum_o mix[e, o] * candidate_o(state); returns the nodes along the channels.
 
@@ -85,19 +89,25 @@ def mixed_cell(
     disturbance = disturbance or Disturbance()
     edge = 0
     for node in range(spec.nodes):
-        total = None
+        terms = []
         for source in range(spec.inputs + node):
             y = _edge(states[source], edge, of, mix[edge], spec, disturbance, layer)
             if disturbance.edge_masks is not None:
                 y = y * disturbance.edge_masks[edge]
-            total = y if total is None else total + y
+            terms.append(y)
             edge += 1
-        states.append(total)
+        states.append(functools.reduce(torch.add, terms))
     return states[-1] if spec.output == "last" else torch.cat(states[spec.inputs :], 1)
 
 
 def _edge(
-    x: Tensor, edge: int, of: dict[tuple[int, int], list[Tensor]], mix: Tensor, spec: CellSpec, disturbance: Disturbance, layer: Callable
+    x: Tensor,
+    edge: int,
+    of: dict[tuple[int, int], list[Tensor]],
+    mix: Tensor,
+    spec: CellSpec,
+    disturbance: Disturbance,
+    layer: Callable[..., Any],
 ) -> Tensor:
     stride = spec.stride(edge)
     head = x[:, : spec.op_channels]
@@ -107,7 +117,7 @@ def _edge(
         if name == "skip_connect" and edge in disturbance.skip_masks:
             y = y * disturbance.skip_masks[edge]
         terms.append(mix[i] * y)
-    y = sum(terms) if terms else operation("none", head, stride, [])
+    y = functools.reduce(torch.add, terms) if terms else operation("none", head, stride, [])
     if spec.partial == 1:
         return y
     rest = x[:, spec.op_channels :]
