@@ -191,7 +191,7 @@ def node_mixture(
     pixels, block, warps = maps.nodes.shape[1:4].numel(), block_of(tile), warps_of(tile)
     chunk_pixels, chunks = chunking(pixels, k, block)
     tiles, vector = triton.cdiv(k, tile), vector_of(maps.s0.dtype, c, maps.s0.shape[-1])
-    check_sizes("node_mixture", pixels, max(each, 1) * groups * tiles, sets)
+    check_sizes("node_mixture", max(pixels, maps.s0.shape[1:4].numel()), max(each, 1) * groups * tiles, sets)
     mean, squares = (kept.new_empty(sets, each * groups, chunks, k) for _ in range(2))
     precision = dot_precision(maps.s0.dtype)
     if each:

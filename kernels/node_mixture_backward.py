@@ -272,7 +272,7 @@ class Backward:
             self.table, numbers, *self.maps, self.mix, self.kept, grad, self.sums, self.maps_out, state, *shape,
             self.chunks, self.branches, self.mix.shape[1], *bounds, map, int(add),
             POOLS=begin < identities, BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
-            num_warps=8 if self.tile > 16 else 4, num_stages=1,
+            num_warps=self.warps, num_stages=1, maxnreg=255,  # ptxas would rather spill a few bytes than have fewer blocks
         )  # fmt: skip
 
     def weights_gradient(self) -> Tensor:
