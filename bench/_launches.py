@@ -13,12 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
+from bench._harness import CHIPS
 from pamkd.ops.mixed_cell_plan import WEIGHTED, Branch, plan_of
 from pamkd.reference.cell_spec import CellSpec
-
-TERA = 1e12
-# Bytes and operations per second: memory, float32, TF32, bfloat16.
-DEVICES = {"A100": (1.55 * TERA, 19.5 * TERA, 156 * TERA, 312 * TERA), "H100": (3.35 * TERA, 67 * TERA, 495 * TERA, 990 * TERA)}
 
 
 @dataclass
@@ -37,7 +34,7 @@ class Count:
         self.launches_of[name] += 1
 
     def seconds(self, device: str, column: int) -> float:
-        memory, *rates = DEVICES[device]
+        memory, *rates = CHIPS[device]
         return max(self.bytes / memory, self.products / rates[column - 1] + self.others / rates[0])
 
 

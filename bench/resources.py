@@ -203,13 +203,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 FULL = (torch.float32, torch.float64)
+EVERY = (*FULL, torch.bfloat16, torch.float16)
 
 
 def grs_launches() -> None:
     """Small and large batches, narrow and wide embeddings, groups of a few and of many rows."""
     from pamkd.kernels import group_min_similarity, grs_hinge, grs_loss, pairwise_cosine
 
-    for dtype in FULL:
+    for dtype in EVERY:
         for n, d in ((64, 256), (1024, 512), (64, 20)):
             e = meta(2, n, d, dtype=dtype)
             cosine, scale = pairwise_cosine.pairwise_cosine(e)

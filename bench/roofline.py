@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from bench import published
-from bench._harness import Bench
-from bench._launches import DEVICES, TERA, Count, Launches, size
+from bench._harness import CHIPS, TERA, Bench
+from bench._launches import Count, Launches, size
 from pamkd.ops import mixed_cell_cuda
 from pamkd.ops._library import IMPLEMENTATIONS
 from pamkd.spaces.darts import Darts
@@ -34,7 +34,7 @@ from pamkd.spaces.darts import Darts
 GB = 1e9
 OPERATIONS = ("mixed_cell",)
 OURS = {"pamkd::mixed_cell_forward": mixed_cell_cuda.forward, "pamkd::mixed_cell_backward": mixed_cell_cuda.backward}
-PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of DEVICES
+PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of CHIPS
 NO_LAUNCH = {"empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like", "detach", "_unsafe_view", "lift_fresh"}
 # Forward and backward passes of a learner per second-order step: 4 with K = 1, where W alone is trained; with K > 1 the best
 # learner needs 8, a taught one 11 (docs/hypergradient.md).
@@ -126,7 +126,7 @@ def report(bench: Bench, case: str, times: int, ours: Count, peer: Count, column
     for kind in ("products", "others"):
         figures = [times * getattr(count, kind) / TERA for count in (ours, peer)]
         bench.row(case, kind, "Tflop", figures[0], {"published": figures[1]})
-    for device in DEVICES:
+    for device in CHIPS:
         seconds = [times * count.seconds(device, column) for count in (ours, peer)]
         bench.row(case, f"bound {device}", "s", seconds[0], {"published": seconds[1]})
 
