@@ -38,6 +38,7 @@ WEIGHTED, MAXIMUM = tl.constexpr(0), tl.constexpr(1)  # of KIND
 
 MAX_TILE = 64  # channels
 MAX_CHUNKS = 32
+REGISTERS = 255  # of a thread: left to itself, ptxas spills a few rather than have fewer blocks at a time
 
 
 @triton.jit
@@ -154,9 +155,11 @@ def tile_of(channels: int) -> int:
     return min(MAX_TILE, max(16, triton.next_power_of_2(channels)))
 
 
-def block_of(tile: int) -> int:
-    """Pixels of a block: eight numbers of each map per thread, more spill registers."""
-    return 32 if tile > 16 else 64
+def block_of(tile: int, vector: int) -> int:
+    """Pixels of a block: eight numbers of each map per thread, more spill registers; half of that where channels are read one by one."""
+    if tile == 16:
+        return 64
+    return 16 if tile > 32 and vector == 1 else 32
 
 
 def warps_of(tile: int) -> int:

@@ -21,6 +21,7 @@ from pamkd.kernels.branches import (
     COLUMNS,
     MIX,
     NORM,
+    REGISTERS,
     block_of,
     check_sizes,
     chunking,
@@ -188,18 +189,19 @@ def node_mixture(
     """
     sets, branches, columns = weights.shape[0], table.shape[0], mix.shape[1]
     shape, tile = (*maps.geometry(), c, k, weights.shape[1]), tile_of(k)
-    pixels, block, warps = maps.nodes.shape[1:4].numel(), block_of(tile), warps_of(tile)
-    chunk_pixels, chunks = chunking(pixels, k, block)
     tiles, vector = triton.cdiv(k, tile), vector_of(maps.s0.dtype, c, maps.s0.shape[-1])
-    check_sizes("node_mixture", pixels, max(each, 1) * groups * tiles, sets)
+    pixels, block, warps = maps.nodes.shape[1:4].numel(), block_of(tile, vector), warps_of(tile)
+    chunk_pixels, chunks = chunking(pixels, k, block)
+    check_sizes("node_mixture", max(pixels, maps.s0.shape[1:4].numel()), max(each, 1) * groups * tiles, sets)
     mean, squares = (kept.new_empty(sets, each * groups, chunks, k) for _ in range(2))
     precision = dot_precision(maps.s0.dtype)
     if each:
         statistics_kernel[(chunks, each * groups * tiles, sets)](
             table, *maps, weights, mean, squares, *shape, chunk_pixels, first,
-            BLOCK=block, TILE=tile, VECTOR=vector, PRECISION=precision, num_warps=warps, num_stages=1,
+            BLOCK=block, TILE=tile, VECTOR=vector, PRECISION=precision, num_warps=warps, num_stages=1, maxnreg=REGISTERS,
         )  # fmt: skip
     mixture_kernel[(triton.cdiv(pixels, block), groups * tiles, sets)](
         table, *maps, weights, mix, mean, squares, kept, y, *shape, y_pitch, chunk_pixels, chunks, first, each, branches, columns, eps,
-        BLOCK=block, TILE=tile, VECTOR=vector, CHUNKS=triton.next_power_of_2(chunks), PRECISION=precision, num_warps=warps, num_stages=1,
+        BLOCK=block, TILE=tile, VECTOR=vector, CHUNKS=triton.next_power_of_2(chunks), PRECISION=precision,
+        num_warps=warps, num_stages=1, maxnreg=REGISTERS,
     )  # fmt: skip

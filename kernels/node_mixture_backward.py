@@ -23,6 +23,7 @@ from pamkd.kernels.branches import (
     FIRST_ROW,
     MAP,
     POINTWISE,
+    REGISTERS,
     RELU,
     SIZE,
     TAPS,
@@ -229,7 +230,7 @@ class Backward:
         )  # fmt: skip
         self.sets, self.branches, self.pixels = weights.shape[0], table.shape[0], maps.nodes.shape[1:4].numel()
         self.tile, self.vector = tile_of(k), vector_of(maps.s0.dtype, c, maps.s0.shape[-1])
-        self.block, self.warps = block_of(self.tile), warps_of(self.tile)
+        self.block, self.warps = block_of(self.tile, self.vector), warps_of(self.tile)
         self.chunk_pixels, self.chunks = chunking(self.pixels, k, self.block)
         self.piece = (k + largest) * c
         self.sums = kept.new_empty(2, self.sets, self.branches, self.chunks, k)
@@ -247,14 +248,15 @@ class Backward:
         if each:
             sums_kernel[(self.chunks, each * groups * tiles, self.sets)](
                 self.table, *self.maps, self.weights, self.kept, grad, self.sums, *shape, self.chunk_pixels, first, each, self.branches,
-                BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, PRECISION=precision, num_warps=self.warps, num_stages=1,
+                BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, PRECISION=precision,
+                num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
         if convolutions:
             maps_kernel[(self.chunks, convolutions * groups * triton.cdiv(self.c, self.tile), self.sets)](
                 self.table, *self.maps, self.weights, self.mix, self.kept, grad, self.sums, self.pieces, self.maps_out, *shape,
                 self.chunk_pixels, first, each, convolutions, self.branches, self.mix.shape[1], self.piece,
                 BLOCK=64 if self.tile == 16 else 16, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block, PRECISION=precision,
-                ROWS=min(self.tile, 32), SINGLE=self.c <= self.tile, num_warps=self.warps, num_stages=1,
+                ROWS=min(self.tile, 32), SINGLE=self.c <= self.tile, num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
 
     def shared(self, numbers: Tensor, bounds: tuple[int, int, int, int], map: int, grad: Tensor, state: Tensor, *, add: bool) -> None:
@@ -272,7 +274,7 @@ class Backward:
             self.table, numbers, *self.maps, self.mix, self.kept, grad, self.sums, self.maps_out, state, *shape,
             self.chunks, self.branches, self.mix.shape[1], *bounds, map, int(add),
             POOLS=begin < identities, BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
-            num_warps=8 if self.tile > 16 else 4, num_stages=1,
+            num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
         )  # fmt: skip
 
     def weights_gradient(self) -> Tensor:
