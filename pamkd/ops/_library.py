@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
     operation: Callable[..., Any]
     reference: Callable[..., Any]
-    arguments: Callable[[], tuple]  # float64 tensors require gradients; converted to the dtype and device under test
+    arguments: Callable[[], tuple[Any, ...]]  # float64 tensors require gradients; converted to the dtype and device under test
 
 
 EXAMPLES: dict[str, Example] = {}
@@ -45,8 +45,8 @@ def define(schema: str, *, compiled: tuple[str, ...] = ("CPU",)) -> None:
 def triton_kernels(stem: str, *operations: str) -> None:
     """Implement operations on CUDA by the functions of the same names in `pamkd.kernels.<stem>`, imported when first called."""
 
-    def lazy(name: str) -> Callable:
-        def call(*arguments):
+    def lazy(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             return getattr(importlib.import_module(f"pamkd.kernels.{stem}"), name)(*arguments)
 
         return call
@@ -55,7 +55,9 @@ def triton_kernels(stem: str, *operations: str) -> None:
         LIB.impl(name, lazy(name), "CUDA")
 
 
-def register(operation: Callable, reference: Callable, arguments: Callable[[], tuple], **implementations: str) -> None:
+def register(
+    operation: Callable[..., Any], reference: Callable[..., Any], arguments: Callable[[], tuple[Any, ...]], **implementations: str
+) -> None:
     """Put a public operation on the list that `pamkd doctor` checks; `implementations` is device=language."""
     IMPLEMENTATIONS[operation.__name__] = implementations
     EXAMPLES[operation.__name__] = Example(operation, reference, arguments)
@@ -92,7 +94,7 @@ def _eager(operation: str, device: str) -> bool:
 
 # It runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost. This is all that
 # torch.compiler.assume_constant_result does, which would import the compiler, and Triton, with every `import pamkd`.
-_eager._dynamo_marked_constant = True
+_eager._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def deny_double_backward(name: str, advice: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,7 @@ def _backward(ctx, grad):
     return *torch.ops.pamkd.grs_hinge_backward(grad, *ctx.saved_tensors, ctx.eps), None
 
 
-def _example() -> tuple:
+def _example() -> tuple[Any, ...]:
     random = torch.Generator().manual_seed(0)
     return *(torch.rand(k, 24, 2, dtype=torch.float64, generator=random).requires_grad_() for k in (3, 2)), 0.01
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def _backward(ctx, grad, *_):
     return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None, None
 
 
-def _example() -> tuple:
+def _example() -> tuple[Any, ...]:
     groups = example_groups(24, 5)
     return example_embeddings(2, 0), example_embeddings(3, 1), groups, (groups.flip(0) + 1) % 40, 0.01
 

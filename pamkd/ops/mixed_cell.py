@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pamkd.ops import mixed_cell_cuda
-from pamkd.ops._checks import check_cell
+from pamkd.ops._checks import check_cell, check_tensors
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
@@ -73,9 +74,9 @@ def _must_be_composed(s0: Tensor, spec: CellSpec) -> bool:
     return True
 
 
-def _each(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor) -> list[tuple[Tensor, ...]]:
+def _each(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
     """The tensors of each weight set."""
-    return list(zip(s0, [None] * len(s0) if s1 is None else s1, weights, mix, strict=True))
+    return [(s0[m], None if s1 is None else s1[m], weights[m], mix[m]) for m in range(len(s0))]
 
 
 def _sizes(s0: Tensor, spec: CellSpec) -> tuple[int, int, int]:
@@ -131,18 +132,19 @@ deny_double_backward("pamkd::mixed_cell_backward", "use pamkd.reference.mixed_ce
 
 
 def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> None:
-    tensors = (s0, s1, weights, mix)
     if isinstance(s0, Tensor) and s0.dim() == 5:
-        counts = [len(t) for t in tensors if t is not None]
+        given = {"s0": s0, "weights": weights, "mix": mix} | ({} if s1 is None else {"s1": s1})
+        check_tensors("mixed_cell", **given)
+        counts = [t.shape[0] if t.dim() else 0 for t in given.values()]
         if counts != [counts[0] or 1] * len(counts):
             raise ValueError(f"mixed_cell: the tensors have {counts} weight sets; needed is one number, at least 1")
-        tensors = tuple(t if t is None else t[0] for t in tensors)
-    check_cell("mixed_cell", *tensors, spec)
+        s0, s1, weights, mix = _each(s0, s1, weights, mix)[0]
+    check_cell("mixed_cell", s0, s1, weights, mix, spec)
     if any("noise" in names for names in spec.candidates):
         raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
 
 
-def _example() -> tuple:
+def _example() -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(0)
     ops = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
     spec = CellSpec(channels=6, candidates=(ops,) * 5, nodes=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,11 +31,7 @@ class Bypass:
         self.of_mix = torch.empty_like(self.shares)
 
     def forward(self, node: int) -> Tensor:
-        total = None
-        for edge in self._entering(node):
-            y = self._share(edge) * self._rest(edge)
-            total = y if total is None else total + y
-        return total
+        return functools.reduce(torch.add, [self._share(edge) * self._rest(edge) for edge in self._entering(node)])
 
     def backward(self, node: int, grad: Tensor, of_states: list[Tensor]) -> None:
         """Adds to the states' gradients and writes the edges' column of `of_mix`."""

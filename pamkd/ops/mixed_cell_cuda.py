@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.mixed_cell import BN_EPS
 
 
-def kernels(stem: str):
+def kernels(stem: str) -> ModuleType:
     """Imported when first used: Triton is heavy, and may be missing."""
     return importlib.import_module(f"pamkd.kernels.{stem}")
 
@@ -35,9 +36,9 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor) -> Inputs:
-        states = [(s if s.dim() == 5 else s[None]).movedim(2, -1).contiguous() for s in (s0, s0 if s1 is None else s1)]
-        sets = len(states[0])
-        return cls(*states, weights.reshape(sets, -1).contiguous(), mix.reshape(sets, -1).contiguous())
+        first, second = ((s if s.dim() == 5 else s[None]).movedim(2, -1).contiguous() for s in (s0, s0 if s1 is None else s1))
+        sets = len(first)
+        return cls(first, second, weights.reshape(sets, -1).contiguous(), mix.reshape(sets, -1).contiguous())
 
 
 def accumulated(dtype: torch.dtype) -> torch.dtype:
@@ -150,8 +151,8 @@ def backward(
     if need_mix and spec.partial > 1:
         of_mix.view(-1, spec.edges, spec.columns)[..., -1] = bypass.of_mix
     shaped = [state.movedim(-1, 2) if s0.dim() == 5 else state[0].movedim(-1, 1) for state in of_inputs]
-    inputs = [shaped[i] if i < len(shaped) and need else s0.new_empty(0) for i, need in enumerate((need_s0, need_s1))]
-    return *inputs, of_weights.view(weights.shape if need_weights else 0), of_mix.view(mix.shape if need_mix else 0)
+    of_s0, of_s1 = (shaped[i] if i < len(shaped) and need else s0.new_empty(0) for i, need in enumerate((need_s0, need_s1)))
+    return of_s0, of_s1, of_weights.view(weights.shape if need_weights else 0), of_mix.view(mix.shape if need_mix else 0)
 
 
 @functools.lru_cache(maxsize=32)

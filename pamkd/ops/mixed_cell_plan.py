@@ -144,7 +144,7 @@ def plan_of(spec: CellSpec) -> Plan:
         for kind in (MAXIMUM, AVERAGE, WEIGHTED):
             plan.shared += [numbers[id(branch)] for branch in branches if branch.kind == kind and not branch.convolution]
             bounds.append(len(plan.shared))
-        leaving.bounds = tuple(bounds)
+        leaving.bounds = (bounds[0], bounds[1], bounds[2], bounds[3])
     for branch in plan.seconds:
         branch.map = plan.maps + branch.index
     plan.maps += len(plan.seconds)
@@ -157,4 +157,5 @@ def tables_of(spec: CellSpec, device: torch.device) -> tuple[Tensor, Tensor, Ten
     plan = plan_of(spec)
     rows = [list(vars(branch).values()) for branch in plan.branches]
     owners = plan.owners(spec.edges * spec.columns)
-    return tuple(torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (rows, plan.shared, owners))
+    table, shared, of_mix = (torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (rows, plan.shared, owners))
+    return table, shared, of_mix

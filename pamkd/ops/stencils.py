@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ torch.library.register_autograd("pamkd::stencils_forward", _backward, setup_cont
 deny_double_backward("pamkd::stencils_backward", "use pamkd.reference.stencils.stencils")
 
 
-def _example() -> tuple:
+def _example() -> tuple[Any, ...]:
     random = torch.Generator().manual_seed(0)
     dilations, sizes = zip(*itertools.product((1, 2), (3, 5)), strict=True)
     x, *depthwise = (
@@ -127,8 +128,8 @@ def _example() -> tuple:
     return x, *depthwise, dilations
 
 
-def _of_lists(function):
-    def run(x, *rest, **options):
+def _of_lists(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: Tensor, *rest: Any, **options: Any) -> Any:
         *depthwise, dilations = rest
         return function(x, depthwise, dilations, **options)
 
@@ -136,4 +137,9 @@ def _of_lists(function):
     return run
 
 
-register(_of_lists(stencils), _of_lists(lambda *lists: reference.stencils(*lists, stride=1, pools=True)), _example, cuda="CUDA C++")
+register(
+    _of_lists(stencils),
+    _of_lists(lambda x, depthwise, dilations: reference.stencils(x, depthwise, dilations, stride=1, pools=True)),
+    _example,
+    cuda="CUDA C++",
+)
