@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Metrics:
         line = json.dumps(row)
         self.rows.append(json.loads(line))  # as a resumed run reads it back
         if self._path is not None and self._writes:
-            with self._path.open("a") as file:
+            with naming(self._path), self._path.open("a") as file:
                 file.write(line + "\n")
 
     def scalars(self, values: dict[str, float], step: int) -> None:
@@ -67,12 +68,23 @@ def _summary_writer(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError, of a full disk above all, says which file could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or error
+        raise OSError(f"could not write {path}: {what}; make room, then continue with --resume from the last checkpoint") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file in one step, so that a reader or a crash never meets half of it."""
     temporary = path.with_name(path.name + ".partial")
     try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with naming(path):
+            temporary.write_text(text)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

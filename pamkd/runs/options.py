@@ -124,6 +124,8 @@ def read_config(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ValueError(f"configuration file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"configuration file {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     except yaml.YAMLError as error:
         raise ValueError(f"configuration file {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
