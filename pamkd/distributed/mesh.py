@@ -49,16 +49,16 @@ def open_mesh(learners: int, *, learner_rows: int | None = None, device: str = "
     Raises ValueError where the processes make no mesh with `learner_rows` rows, and for a device that all processes would share.
     """
     ours = not dist.is_initialized() and started_with_others()
-    if not ours and not dist.is_initialized():
-        yield Mesh()
-        return
-    processes = dist.get_world_size() if dist.is_initialized() else int(os.environ["WORLD_SIZE"])
+    processes = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     rows = number_of_rows(processes, learners) if learner_rows is None else learner_rows
     if processes % rows or rows > learners:
         raise ValueError(
             f"{rows} learner rows with {processes} processes and {learners} learners: needed is a divisor of the processes, "
             "and not more rows than learners"
         )
+    if not ours and not dist.is_initialized():
+        yield Mesh()
+        return
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device is {device!r} with {processes} processes: needed is cpu, or cuda for one GPU each")
     if ours:

@@ -51,12 +51,6 @@ class Rows:
         pieces = flat.split([tensor.numel() for tensor in tensors])
         return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 
-    def first(self, message: str | None) -> str | None:
-        """The first message of any row; None where no row has one."""
-        if self.group.size == 1 or not self.group.all_reduce(torch.tensor([float(message is not None)])):
-            return message
-        return next(filter(None, self.group.objects(message)))
-
     def objects(self, values: Sequence[Any]) -> list[Any]:
         """One value for each learner here -> one for each of all K, pickled on the way."""
         rows = self.group.objects(list(values))

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pamkd.distributed import ALL_HERE, Rows
 from pamkd.trilevel.difference import DEFAULT_FD_STEP
-from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.passes import Batch, Passes
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Learner
@@ -88,9 +87,7 @@ class Method:
         """
         drawn = self.draw(train, valid, phase=phase, learners=self.rows.count(len(learners)), seed=seed)
         found, hypergradient = self.take(learners, train, valid, lr=lr, phase=phase, drawn=drawn)
-        wrong = self.rows.first(self.passes.watch.take().wrong())
-        if wrong:
-            raise Diverged(wrong)
+        self.passes.watch.take().check()
         return found.read(len(learners), self.rows), hypergradient
 
     def draw(self, train: Batch, valid: Batch, *, phase: Phase, learners: int, seed: int) -> Any:

@@ -54,9 +54,7 @@ def method_of(config: Any, rows: Rows = ALL_HERE) -> Method:
         transfer = TRANSFERS[config.transfer or "grs"]
         options["transfer"] = transfer(**_of(transfer, given))
     return kind(
-        passes=Passes(
-            static=config.cuda_graphs, precision=torch.bfloat16 if config.precision == "bfloat16" else None, later=rows.group.size > 1
-        ),
+        passes=Passes(static=config.cuda_graphs, precision=torch.bfloat16 if config.precision == "bfloat16" else None),
         sgd=SGD(config.momentum, config.weight_decay, config.clip, config.nesterov),
         fd_step=config.fd_step,
         order=config.order,

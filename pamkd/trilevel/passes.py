@@ -39,15 +39,14 @@ class Passes:
 
     `static`: every step makes the same passes and reads nothing from the device, as a CUDA graph needs; else passes that would
     change nothing are left out. `precision`: the dtype of activations and their gradients, None for that of the weights.
-    Perturbed passes keep the weights' own: a central difference has no digits to spare. `later`: wrong numbers end a step when it
-    is over, so that all processes get there.
+    Perturbed passes keep the weights' own: a central difference has no digits to spare.
     """
 
-    def __init__(self, *, static: bool = False, precision: torch.dtype | None = None, later: bool = False) -> None:
+    def __init__(self, *, static: bool = False, precision: torch.dtype | None = None) -> None:
         self.forwards: Counter[str] = Counter()
         self.backwards: Counter[str] = Counter()
         self.static, self.precision = static, precision
-        self.watch = Watch(later=static or later)
+        self.watch = Watch(later=static)
 
     def forward(self, name: str, learner: Learner, weights: Tensor, batch: Batch) -> tuple[Tensor, Output]:
         """Mean cross-entropy of the learner's network with these weights on the batch, and the network's output, in the weights' dtype.
