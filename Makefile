@@ -5,15 +5,18 @@ SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 # Two pytest workers per machine of two cores; each runs PyTorch on one thread (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help install demo test lint test-gpu sanitize test-torch dist clean
+.PHONY: help install demo test lint test-gpu sanitize fuzz docs test-torch dist release-check clean
 
 help:
 	@echo "make demo        search, evaluate and report on handwritten digits, with all set-up"
 	@echo "make test        lint and tests, with all set-up"
 	@echo "make test-gpu    the kernels' tests and pamkd doctor on a GPU, under compute-sanitizer too if it is installed"
 	@echo "make sanitize    the operations' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make fuzz        twenty times as many wrong inputs as make test tries, and others in every run"
+	@echo "make docs        the API reference as HTML in build/docs"
 	@echo "make test-torch  one wheel under the oldest supported and the newest PyTorch"
 	@echo "make dist        sdist and wheel in dist/"
+	@echo "make release-check  sdist and wheel checked and installed in clean environments, dependencies audited"
 	@echo "make clean       remove the environment and everything built"
 
 install: pamkd/_C.so
@@ -37,6 +40,7 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 test: lint
 	$(PYTEST)
@@ -51,7 +55,13 @@ sanitize: install
 	PAMKD_CUDA=OFF PAMKD_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build --build-lib build/sanitized
 	PYTHONPATH=build/sanitized LD_PRELOAD=$$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libubsan.so) \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/pytest -n auto --dist worksteal tests/ops -k "not compile"
+	  $(BIN)/pytest -n auto --dist worksteal tests/ops tests/fuzz/operations.py -k "not compile"
+
+fuzz: install
+	PAMKD_FUZZ=20 $(BIN)/python -m pytest tests/fuzz
+
+docs: install
+	$(BIN)/python -m pdoc --docformat google --math -o build/docs pamkd !pamkd._C !pamkd._cuda
 
 dist: install
 	rm -rf dist
@@ -65,6 +75,19 @@ test-torch: dist
 	  build/test-torch/bin/pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[test]" && \
 	  build/test-torch/bin/python -c 'import torch; print("PyTorch", torch.__version__)' && \
 	  build/test-torch/bin/pytest -n auto tests/ops tests/spaces tests/trilevel || exit 1; \
+	done
+
+release-check: dist
+	rm -rf build/release && $(PYTHON) -m venv build/release/tools
+	build/release/tools/bin/pip install --quiet --disable-pip-version-check twine pip-audit
+	build/release/tools/bin/twine check --strict dist/*
+	build/release/tools/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip
+	for archive in dist/*.whl dist/*.tar.gz; do \
+	  rm -rf build/release/clean && $(PYTHON) -m venv build/release/clean && \
+	  build/release/clean/bin/pip install --quiet --disable-pip-version-check -r requirements.txt && \
+	  build/release/clean/bin/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps $$archive && \
+	  (cd build/release && clean/bin/pamkd doctor && \
+	    clean/bin/pamkd search --preset demo --epochs 1 --channels 2 --cells 3 --out smoke --overwrite) || exit 1; \
 	done
 
 clean:

@@ -146,7 +146,7 @@ DISTRIBUTED = ("search", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; wrong input ends in one sentence on stderr and exit status 2, an interrupted run in 130."""
+    """Run a command; wrong input ends in one sentence on stderr and exit status 2, an interrupted run in 130 (under torchrun 0)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print("usage: pamkd COMMAND [--help | options]\n")
@@ -159,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pamkd: unknown command {words[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     if words[0] not in DISTRIBUTED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        print(
-            f"pamkd: {words[0]} runs in one process: start it without torchrun, which is for {' and '.join(DISTRIBUTED)}", file=sys.stderr
-        )
+        print(f"pamkd: {words[0]} runs in one process: start it without torchrun ({', '.join(DISTRIBUTED)} use it)", file=sys.stderr)
         return 2
     from pamkd.runs.errors import USER_ERRORS, Interrupted
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "transfer": {"trilevel", "spaces", "ops", "reference", "data", "distributed"},
     "methods": {"transfer", "trilevel", "spaces", "distributed"},
     "runs": {"methods", "transfer", "trilevel", "spaces", "data", "distributed", "version"},
-    "reproduce": {"report", "runs", "methods", "trilevel", "spaces", "data"},
+    "reproduce": {"report", "runs", "methods", "transfer", "trilevel", "spaces", "data"},
     "sweep": {"reproduce", "report", "runs"},
     "report": {"runs", "spaces", "version"},
     "doctor": {"ops", "_ext", "_host", "version"},

@@ -25,6 +25,9 @@ class Columns:
         self.group = group or Group()
         self.synchronised = synchronised and self.group.size > 1
 
+    def __deepcopy__(self, memo: dict) -> Columns:
+        return self  # of networks that are copied: the processes are the same
+
     def whole(self, rows: int) -> int:
         """Rows of the batch of which this column has so many."""
         return rows * self.group.size
@@ -39,7 +42,12 @@ class Columns:
 
     def enter(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What all columns have alike, for use on a part of the batch. Backward sums their gradients: one collective for all."""
-        return tensors if self.group.size == 1 else _Enter.apply(self.group, *tensors)
+        there = [tensor for tensor in tensors if tensor.requires_grad]
+        if self.group.size == 1 or not there:
+            return tensors
+        # The others stay outside: an autograd function would have them require gradients too.
+        entered = iter(_Enter.apply(self.group, *there))
+        return tuple(next(entered) if tensor.requires_grad else tensor for tensor in tensors)
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tensors [rows, ...] of the parts -> of the whole batch: one collective for all. Backward takes this column's rows."""
@@ -57,8 +65,8 @@ class Columns:
         return normalised(x, mean, variance, weight, bias, eps)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [c] of the whole batch; x [n, c, ...]. Two collectives forward and backward would be three:
-        means and variances of the parts are gathered together and merged (Chan et al. 1979, parts of one size)."""
+        """Mean and biased variance [c] of the whole batch; x [n, c, ...]. One collective forward and one backward: means and
+        variances of the parts are gathered together and merged (Chan et al. 1979, for parts of one size)."""
         variance, mean = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
         variances, means = self.gather(variance[None], mean[None])
         mean = means.mean(0)

@@ -48,7 +48,7 @@ def open_mesh(learners: int, *, learner_rows: int | None = None, device: str = "
 
     Raises ValueError where the processes make no mesh with `learner_rows` rows, and for a device that all processes would share.
     """
-    ours = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ours = not dist.is_initialized() and started_with_others()
     if not ours and not dist.is_initialized():
         yield Mesh()
         return
@@ -79,6 +79,11 @@ def number_of_rows(processes: int, learners: int) -> int:
     several such numbers the largest, which splits batches least."""
     possible = [rows for rows in range(1, min(processes, learners) + 1) if processes % rows == 0]
     return min(possible, key=lambda rows: (math.ceil(learners / rows) * rows, -rows))
+
+
+def started_with_others() -> bool:
+    """Whether torchrun started this process among several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_main_process() -> bool:

@@ -85,4 +85,6 @@ class TwoSets(Method):
         """The learners that somebody teaches; with static passes all, whose teachers may then have weights of zero."""
         if not self.parts.teaching.weight:
             return []
-        return [k for k, row in enumerate(flow) if self.passes.static or bool((row > 0).any())]
+        if self.passes.static:
+            return list(range(len(flow)))
+        return [k for k, taught in enumerate((flow > 0).any(1).tolist()) if taught]

@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
     operation: Callable[..., Any]
     reference: Callable[..., Any]
-    arguments: Callable[[], tuple]  # float64 tensors require gradients; converted to the dtype and device under test
+    arguments: Callable[[], tuple[Any, ...]]  # float64 tensors require gradients; converted to the dtype and device under test
 
 
 EXAMPLES: dict[str, Example] = {}
@@ -45,8 +45,8 @@ def define(schema: str, *, compiled: tuple[str, ...] = ("CPU",)) -> None:
 def triton_kernels(stem: str, *operations: str) -> None:
     """Implement operations on CUDA by the functions of the same names in `pamkd.kernels.<stem>`, imported when first called."""
 
-    def lazy(name: str) -> Callable:
-        def call(*arguments):
+    def lazy(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             return getattr(importlib.import_module(f"pamkd.kernels.{stem}"), name)(*arguments)
 
         return call
@@ -55,7 +55,9 @@ def triton_kernels(stem: str, *operations: str) -> None:
         LIB.impl(name, lazy(name), "CUDA")
 
 
-def register(operation: Callable, reference: Callable, arguments: Callable[[], tuple], **implementations: str) -> None:
+def register(
+    operation: Callable[..., Any], reference: Callable[..., Any], arguments: Callable[[], tuple[Any, ...]], **implementations: str
+) -> None:
     """Put a public operation on the list that `pamkd doctor` checks; `implementations` is device=language."""
     IMPLEMENTATIONS[operation.__name__] = implementations
     EXAMPLES[operation.__name__] = Example(operation, reference, arguments)
@@ -72,7 +74,12 @@ def has_kernel(operation: str, tensor: Tensor) -> bool:
 def implementation(operation: str, device: str) -> str | None:
     """What computes `operation` on a type of device here, or None where the eager composition does."""
     language = IMPLEMENTATIONS[operation].get(device)
-    return None if language in UNAVAILABLE else language
+    return None if _missing(language) else language
+
+
+def _missing(language: str | None) -> str | None:
+    """Why kernels in a language, or in two ("CUDA C++ and Triton"), cannot be used here."""
+    return next((why for name, why in UNAVAILABLE.items() if name in (language or "")), None)
 
 
 def _eager(operation: str, device: str) -> bool:
@@ -80,14 +87,14 @@ def _eager(operation: str, device: str) -> bool:
         _warned.add((operation, device))
         built = " and ".join(IMPLEMENTATIONS[operation]) or "no device in this build"
         language = IMPLEMENTATIONS[operation].get(device)
-        why = f"but {UNAVAILABLE[language]}" if language else f"none for {device}"
+        why = f"but {_missing(language)}" if language else f"none for {device}"
         warnings.warn(f"pamkd.ops.{operation} has kernels for {built}, {why}: the slower eager composition is used", stacklevel=4)
     return False
 
 
 # It runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost. This is all that
 # torch.compiler.assume_constant_result does, which would import the compiler, and Triton, with every `import pamkd`.
-_eager._dynamo_marked_constant = True
+_eager._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def deny_double_backward(name: str, advice: str) -> None:

@@ -47,9 +47,9 @@ def disturbed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, 
     for node in parts:
         terms = []
         for part in node:
-            left, right = (*(states[spec.source(edge)] for edge in part.edges), None)[:2]
+            left, *others = (states[spec.source(edge)] for edge in part.edges)
             mixtures = next(of_mix)
-            y = mixed_cell(left, right, next(of_weights), mixtures, part.spec)
+            y = mixed_cell(left, others[0] if others else None, next(of_weights), mixtures, part.spec)
             for edge, mixture in zip(part.edges, mixtures, strict=True):
                 y = _with_drawn(y, states[spec.source(edge)], edge, mixture, spec, disturbance)
             terms.append(y if disturbance.edge_masks is None else y * disturbance.edge_masks[part.edges[0]])
@@ -65,7 +65,7 @@ class Part(NamedTuple):
     spec: CellSpec  # `none` in the place of what is added outside
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)  # PR-DARTS chooses other operations in every step
 def _parts(spec: CellSpec, skips: frozenset[int], alone: bool) -> tuple[tuple[Part, ...], ...]:
     """For each node, its edges in pairs from states of one size, or each `alone`; `noise` and the skips of these edges are left out."""
     columns = max(map(len, spec.candidates))
@@ -117,6 +117,7 @@ def _check(disturbance: Disturbance, s0: Tensor, spec: CellSpec) -> None:
     n, _, h, w = s0.shape
     stride = 2 if spec.reduction else 1  # of every edge that has one, and behind the others their states are as small
     value = n, spec.op_channels, -(-h // stride), -(-w // stride)
+    expected: list[tuple[str, Tensor, tuple[int, ...]]]
     expected = [(f"{kind} of edge {edge}", values, value) for kind, of in drawn.items() for edge, values in of.items()]
     if disturbance.edge_masks is not None:
         expected.append(("edge_masks", disturbance.edge_masks, (spec.edges, n, 1, 1, 1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ torch.library.register_autograd("pamkd::relu_conv_norm_forward", _backward, setu
 deny_double_backward("pamkd::relu_conv_norm_backward", "use pamkd.reference.relu_conv_norm.relu_conv_norm")
 
 
-def _example() -> tuple:
+def _example() -> tuple[Any, ...]:
     random = torch.Generator().manual_seed(0)
     x, depthwise, pointwise = (
         torch.randn(*shape, generator=random, dtype=torch.float64).requires_grad_()
@@ -149,9 +150,9 @@ def _example() -> tuple:
     return x, depthwise, pointwise, weight, bias
 
 
-def _cropped(function: Callable) -> Callable:
+def _cropped(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         return function(*arguments)[0][..., 1:]  # the sum of squares of a whole normalised map would be a constant
 
     return run

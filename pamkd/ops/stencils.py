@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,13 @@ define("stencils_forward(Tensor x, Tensor weights, int[] kernels, int[] dilation
 define(
     "stencils_backward(Tensor grad, Tensor x, Tensor weights, int[] kernels, int[] dilations, int stride, bool pools, bool need_x, "
     "bool need_weights) -> (Tensor, Tensor)",
+    compiled=("CUDA",),
+)
+# The gradient of x alone, onto dx with `add`: x and dx [models, images, h, w, c] may be channels of wider rows, and weights
+# [models, parameters] hold the convolutions' at `offsets`. With `paired` every convolution has an x of its own, [branches, models, ...].
+define(
+    "stencils_input(Tensor grad, Tensor x, Tensor weights, int[] kernels, int[] dilations, int[] offsets, int stride, bool pools, "
+    "bool paired, bool add, Tensor(a!) dx) -> ()",
     compiled=("CUDA",),
 )
 
@@ -90,6 +98,11 @@ def _(grad, x, weights, kernels, dilations, stride, pools, need_x, need_weights)
     return x.new_empty(x.shape if need_x else 0), weights.new_empty(weights.shape if need_weights else 0)
 
 
+@torch.library.register_fake("pamkd::stencils_input", lib=LIB)
+def _(grad, x, weights, kernels, dilations, offsets, stride, pools, paired, add, dx):
+    return None
+
+
 def _setup(ctx, inputs, output):
     x, weights, *ctx.shape = inputs
     ctx.save_for_backward(x, weights)
@@ -105,7 +118,7 @@ torch.library.register_autograd("pamkd::stencils_forward", _backward, setup_cont
 deny_double_backward("pamkd::stencils_backward", "use pamkd.reference.stencils.stencils")
 
 
-def _example() -> tuple:
+def _example() -> tuple[Any, ...]:
     random = torch.Generator().manual_seed(0)
     dilations, sizes = zip(*itertools.product((1, 2), (3, 5)), strict=True)
     x, *depthwise = (
@@ -115,8 +128,8 @@ def _example() -> tuple:
     return x, *depthwise, dilations
 
 
-def _of_lists(function):
-    def run(x, *rest, **options):
+def _of_lists(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: Tensor, *rest: Any, **options: Any) -> Any:
         *depthwise, dilations = rest
         return function(x, depthwise, dilations, **options)
 
@@ -124,4 +137,9 @@ def _of_lists(function):
     return run
 
 
-register(_of_lists(stencils), _of_lists(lambda *lists: reference.stencils(*lists, stride=1, pools=True)), _example, cuda="CUDA C++")
+register(
+    _of_lists(stencils),
+    _of_lists(lambda x, depthwise, dilations: reference.stencils(x, depthwise, dilations, stride=1, pools=True)),
+    _example,
+    cuda="CUDA C++",
+)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from pamkd.reference.relu_conv_norm import batch_norm, relu_conv_norm
 BN_EPS = 1e-5
 
 
-def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor, norm: Callable = batch_norm) -> Tensor:
+def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor, norm: Callable[..., Tensor] = batch_norm) -> Tensor:
     """relu, then two stride-2 pointwise convolutions, the second one pixel lower right, concatenated, BatchNorm.
 
     For odd sizes the shifted half reads one row and column of zeros beyond the edge, so that both halves agree in size.
@@ -42,8 +44,8 @@ def operation(
     stride: int,
     weights: list[Tensor],
     pool_norm: bool = True,
-    layer: Callable = relu_conv_norm,
-    norm: Callable = batch_norm,
+    layer: Callable[..., Any] = relu_conv_norm,
+    norm: Callable[..., Any] = batch_norm,
 ) -> Tensor:
     """One candidate operation (DARTS `operations.py`, affine-free BatchNorm). x: [n, c, h, w]; `pool_norm`: BatchNorm after pools."""
     if name == "none":
@@ -53,7 +55,7 @@ def operation(
         y = F.max_pool2d(x, 3, stride, 1) if maximum else F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
         return norm(y) if pool_norm else y
     if name == "skip_connect":
-        return x if stride == 1 else factorized_reduce(x, *weights, norm)
+        return x if stride == 1 else factorized_reduce(x, weights[0], weights[1], norm)
     if name.startswith("nor_conv"):
         return norm(F.conv2d(F.relu(x), weights[0], stride=stride, padding=weights[0].shape[-1] // 2))
     dilation = 2 if name.startswith("dil_conv") else 1
@@ -75,8 +77,8 @@ def mixed_cell(
     mix: Tensor,
     spec: CellSpec,
     disturbance: Disturbance | None = None,
-    layer: Callable = relu_conv_norm,
-    norm: Callable = batch_norm,
+    layer: Callable[..., Any] = relu_conv_norm,
+    norm: Callable[..., Any] = batch_norm,
 ) -> Tensor:
     """Node i = sum over its edges e of sum_o mix[e, o] * candidate_o(state); returns the nodes along the channels.
 
@@ -89,14 +91,14 @@ def mixed_cell(
     disturbance = disturbance or Disturbance()
     edge = 0
     for node in range(spec.nodes):
-        total = None
+        terms = []
         for source in range(spec.inputs + node):
             y = _edge(states[source], edge, of, mix[edge], spec, disturbance, layer, norm)
             if disturbance.edge_masks is not None:
                 y = y * disturbance.edge_masks[edge]
-            total = y if total is None else total + y
+            terms.append(y)
             edge += 1
-        states.append(total)
+        states.append(functools.reduce(torch.add, terms))
     return states[-1] if spec.output == "last" else torch.cat(states[spec.inputs :], 1)
 
 
@@ -107,8 +109,8 @@ def _edge(
     mix: Tensor,
     spec: CellSpec,
     disturbance: Disturbance,
-    layer: Callable,
-    norm: Callable,
+    layer: Callable[..., Any],
+    norm: Callable[..., Any],
 ) -> Tensor:
     stride = spec.stride(edge)
     head = x[:, : spec.op_channels]
@@ -119,7 +121,7 @@ def _edge(
         if name == "skip_connect" and edge in disturbance.skip_masks:
             y = y * disturbance.skip_masks[edge]
         terms.append(mix[i] * y)
-    y = sum(terms) if terms else operation("none", head, stride, [])
+    y = functools.reduce(torch.add, terms) if terms else operation("none", head, stride, [])
     if spec.partial == 1:
         return y
     rest = x[:, spec.op_channels :]

@@ -23,7 +23,7 @@ def relu_conv_norm(
     stride: int = 1,
     dilation: int = 1,
     eps: float = 1e-5,
-    norm: Callable = batch_norm,
+    norm: Callable[..., Tensor] = batch_norm,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BatchNorm(conv1x1(depthwise(relu(x)))) by `norm`, and the mean and biased variance of the batch."""
     x = F.relu(x)

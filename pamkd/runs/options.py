@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tyro
 import yaml
 
+from pamkd.distributed import started_with_others
 from pamkd.runs.errors import OptionError
 from pamkd.runs.interrupt import seconds_of
 from pamkd.runs.logs import write_atomically
@@ -79,6 +80,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
         self.require(self.threads or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
+        alone = not (self.download and started_with_others())
+        self.require(alone, "download", "False with several processes: fetch the dataset in one process first")
         self.require(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
 
     @property
@@ -121,6 +124,8 @@ def read_config(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ValueError(f"configuration file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"configuration file {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     except yaml.YAMLError as error:
         raise ValueError(f"configuration file {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
