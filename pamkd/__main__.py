@@ -1,3 +1,5 @@
+"""`python -m pamkd`: the command line."""
+
 import sys
 
 from pamkd.cli import main

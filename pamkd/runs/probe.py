@@ -35,17 +35,18 @@ def probe(config: SearchConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     data = load_halves(config)
     options = {"seed": config.seed, "device": config.device, "workers": config.workers}
+    some = torch.arange(min(CHECKED * config.batch_size, len(data.valid)))
     train, valid, check = (
-        Batches(half, None, config.batch_size, stream=name, augment=augment, **options)
-        for half, name, augment in (
-            (data.train, "train", data.augment),
-            (data.valid, "valid", data.augment),
-            (data.valid, "check", data.plain),
+        Batches(half, indices, config.batch_size, stream=name, augment=augment, **options)
+        for half, indices, name, augment in (
+            (data.train, None, "train", data.augment),
+            (data.valid, None, "valid", data.augment),
+            (data.valid, some, "check", data.plain),
         )
     )
     state = SearchState(config, build_supernet(config, len(data.train.classes), data.train.image_shape[0]))
     before, stages, number = peak(config.device), [], itertools.count()
-    batches, some = zip(train.forever(), valid.forever(), strict=False), _First(check, CHECKED)
+    batches = zip(train.forever(), valid.forever(), strict=False)
     for stage in range(state.learners[0].network.stages):
         if stage:
             state.epoch = stage * state.stage_epochs - 1
@@ -54,7 +55,7 @@ def probe(config: SearchConfig) -> dict[str, Any]:
         for epoch in _first_epochs(config, state.stage_epochs):
             state.epoch = stage * state.stage_epochs + epoch
             state.method.begin_epoch(state.epoch, config.epochs)
-            state.method.measure(state.learners, lambda: some.epoch(0))
+            state.method.measure(state.learners, lambda: check.epoch(0))
             watch, laps = Stopwatch(), []
             for _ in range(WARM_UP + MEASURED):
                 inputs = (Batch(*part) for part in next(batches))
@@ -63,20 +64,10 @@ def probe(config: SearchConfig) -> dict[str, Any]:
                 laps.append(watch.lap())
             seconds[config.phase(epoch)] = statistics.mean(laps[WARM_UP:])
         watch = Stopwatch()
-        validate(state, some)
+        validate(state, check)
         _wait(config.device)
-        stages.append({"step": seconds, "check": watch.lap() / CHECKED})
+        stages.append({"step": seconds, "check": watch.lap() / len(check)})
     return {"images": [len(data.train), len(data.valid)], "before": before, "peak": peak(config.device), "stages": stages}
-
-
-class _First:
-    """The first batches of an epoch."""
-
-    def __init__(self, batches: Batches, count: int) -> None:
-        self._batches, self._count = batches, count
-
-    def epoch(self, epoch: int) -> Any:
-        return itertools.islice(self._batches.epoch(epoch), self._count)
 
 
 def _first_epochs(config: SearchConfig, epochs: int) -> list[int]:

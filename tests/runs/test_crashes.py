@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
+import sys
 import time
 import warnings
 
@@ -68,6 +70,16 @@ def in_a_process(work) -> tuple[int, int]:
     return process
 
 
+def assert_same_end(whole, other):
+    """Bit for bit, the last checkpoint being whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, two = (checkpoint.load(folder / CHECKPOINT)[0] for folder in (whole, other))
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    for name in ("genotype.json", "result.json"):
+        assert (whole / name).read_bytes() == (other / name).read_bytes()
+
+
 @pytest.mark.timeout(240)
 def test_twenty_kills(pictures, tiny, tmp_path, monkeypatch):
     tiny |= {"epochs": EPOCHS, "tensorboard": False}
@@ -95,12 +107,55 @@ def test_twenty_kills(pictures, tiny, tmp_path, monkeypatch):
             break
         kills += 1
     assert kills > 12  # all moments above, and random ones
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the last checkpoint is whole
-        one, two = (checkpoint.load(tmp_path / folder / CHECKPOINT)[0] for folder in ("whole", "killed"))
-    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
-    names = ("genotype.json", "result.json")
-    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes() for name in names)
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+class FullDisk:
+    """An augmentation at whose n-th call no file can grow beyond `size` bytes any more, as if the disk were full then."""
+
+    def __init__(self, call: int, size: int) -> None:
+        self.call, self.size, self.calls = call, size, 0
+
+    def __call__(self, images, generator):
+        self.calls += 1
+        if self.calls == self.call:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
+        return images
+
+
+def test_full_disks(pictures, tiny, tmp_path, capsys):
+    """Each ends the run with one sentence, and the next run goes on from the last checkpoint to the undisturbed end."""
+    tiny |= {"epochs": 5, "tensorboard": False}
+
+    def search(folder, disk, said=None):
+        def work():
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (pytest's is a file, and can be full too)
+            run = tmp_path / folder / CHECKPOINT
+            config = SearchConfig(out=tmp_path / folder, resume=run.exists() or checkpoint.previous(run).exists(), **tiny)
+            try:
+                Search(config).run(*pictures, augment=disk)
+            except OSError as error:
+                os.write(said, str(error).encode())  # a pipe is no file
+                os._exit(3)
+
+        return work
+
+    assert os.waitpid(in_a_process(search("whole", None)), 0)[1] == 0
+    size, random_ = (tmp_path / "whole" / CHECKPOINT).stat().st_size, random.Random(0)
+    sentences = []
+    for disk in [FullDisk(random_.randrange(1, 16), random_.randrange(1, (size, 400)[i % 2])) for i in range(5)] + [None]:
+        read, write = os.pipe()
+        status = os.waitpid(in_a_process(search("full", disk, write)), 0)[1]
+        os.close(write)
+        if status:
+            assert os.WEXITSTATUS(status) == 3
+            sentences.append(os.read(read, 4096).decode())
+        os.close(read)
+    assert len(sentences) >= 3 and status == 0
+    for sentence in sentences:
+        assert sentence.startswith(f"could not write {tmp_path / 'full'}") and "\n" not in sentence and "continue with --resume" in sentence
+    assert len({sentence.split(":")[0] for sentence in sentences}) > 1  # checkpoints and metrics
+    assert_same_end(tmp_path / "whole", tmp_path / "full")
 
 
 def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path):
