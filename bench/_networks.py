@@ -50,9 +50,11 @@ def inputs_of(batch: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> 
     return images.to(dtype), labels
 
 
-def candidate(case: str, name: str, batch: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Candidate:
+def candidate(
+    case: str, name: str, batch: int, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device | str = "cpu"
+) -> Candidate:
     """A step of the network of this case; weights and images are float32 numbers, a function of the seed alone."""
-    images, labels = inputs_of(batch, dtype, seed + 1)
+    images, labels = (x.to(device) for x in inputs_of(batch, dtype, seed + 1))
     if case == "evaluation":
         return _evaluation_step(name, *SIZES[case][:2], images, labels, seed)
     return _supernet_step(name, supernet_of(case), images, labels, seed)
@@ -72,8 +74,8 @@ def supernet_of(case: str) -> Supernet:
 
 def _supernet_step(name: str, supernet: Supernet, images: Tensor, labels: Tensor, seed: int) -> Candidate:
     random = torch.Generator().manual_seed(seed)
-    weights = supernet.init_weights(random).to(images.dtype)
-    alphas = supernet.init_alphas(random).to(images.dtype).requires_grad_()
+    weights = supernet.init_weights(random).to(images)
+    alphas = supernet.init_alphas(random).to(images).requires_grad_()
     network = published.Supernet(supernet)
     names = [parameter for parameter, _ in network.named_parameters()]
     if name == "ours":
@@ -91,16 +93,16 @@ def _supernet_step(name: str, supernet: Supernet, images: Tensor, labels: Tensor
         return Candidate(ours, results)
     state = published_state_dict(supernet, weights)
     network.load_state_dict({parameter: state[parameter] for parameter in names}, strict=False)
-    return _network_step(network.to(images.dtype), images, labels, name, alphas)
+    return _network_step(network.to(images), images, labels, name, alphas)
 
 
 def _evaluation_step(name: str, channels: int, cells: int, images: Tensor, labels: Tensor, seed: int) -> Candidate:
     genotype = named("DARTS_V2")
     torch.manual_seed(seed)
-    ours = EvaluationNetwork(genotype, channels=channels, cells=cells).to(images.dtype)
+    ours = EvaluationNetwork(genotype, channels=channels, cells=cells).to(images)
     if name == "ours":
         return _network_step(ours, images, labels, name)
-    network = published.EvaluationNetwork(genotype, channels, cells).to(images.dtype)
+    network = published.EvaluationNetwork(genotype, channels, cells).to(images)
     network.load_state_dict(ours.state_dict())
     return _network_step(network, images, labels, name)
 

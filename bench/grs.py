@@ -24,7 +24,7 @@ def hinge(teacher: Tensor, student: Tensor) -> Tensor:
 
 def gather_then_bmm(teacher: Tensor, student: Tensor, groups: Tensor) -> Tensor:
     """Each group's rows are gathered, and its cosines are a batched matrix product."""
-    upper = torch.triu_indices(groups.shape[-1], groups.shape[-1], 1)
+    upper = torch.triu_indices(groups.shape[-1], groups.shape[-1], 1, device=groups.device)
 
     def similarity(e: Tensor) -> Tensor:
         rows = F.normalize(e, dim=-1, eps=1e-8)[groups]  # [2, P, R, D]
@@ -35,7 +35,7 @@ def gather_then_bmm(teacher: Tensor, student: Tensor, groups: Tensor) -> Tensor:
 
 def gram_then_index(teacher: Tensor, student: Tensor, groups: Tensor) -> Tensor:
     """All cosines are one matrix product, and each group looks its own up."""
-    upper = torch.triu_indices(groups.shape[-1], groups.shape[-1], 1)
+    upper = torch.triu_indices(groups.shape[-1], groups.shape[-1], 1, device=groups.device)
 
     def similarity(e: Tensor) -> Tensor:
         unit = F.normalize(e, dim=-1, eps=1e-8)
@@ -44,23 +44,30 @@ def gram_then_index(teacher: Tensor, student: Tensor, groups: Tensor) -> Tensor:
     return hinge(similarity(teacher), similarity(student))
 
 
-def floor_seconds(n: int, d: int, pairs: int, r: int, rate: float) -> float:
-    """The matrix products that the cheaper way cannot do without, at the rate of sgemm: cosines forward, one pair's backward."""
+def operations(n: int, d: int, pairs: int, r: int) -> int:
+    """Of the matrix products that the cheaper way cannot do without: cosines forward, one pair's backward."""
     cosines = min(n * n, 2 * pairs * r * (r - 1) // 2)
-    return 2 * 2 * d * (cosines + 2 * 2 * pairs) / rate
+    return 2 * 2 * d * (cosines + 2 * 2 * pairs)
+
+
+def moved(n: int, d: int, pairs: int, r: int) -> int:
+    """Bytes that have to be: both embeddings, read forward and backward, both gradients, and the groups."""
+    return 6 * n * d * 4 + 2 * pairs * r * 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compile-limit", type=float, default=120, help="seconds after which no further case is compiled; 0: none is")
-    bench = Bench("grs", parser, rounds=15)
-    rate = sgemm_rate()
-    print(f"sgemm: {rate / 1e9:.0f} GFLOP/s on {bench.options.threads} threads")
+    bench = Bench("grs", parser, rounds=15, gpu=True)
+    if bench.device.type == "cpu":
+        rate = sgemm_rate()
+        print(f"sgemm: {rate / 1e9:.0f} GFLOP/s on {bench.options.threads} threads")
     compiling = 0.0
     for n, d, pairs, r in CASES:
         random = torch.Generator().manual_seed(0)
-        teacher, student = (torch.randn(n, d, generator=random).requires_grad_() for _ in range(2))
+        teacher, student = (torch.randn(n, d, generator=random).to(bench.device).requires_grad_() for _ in range(2))
         groups = torch.rand(pairs, n, generator=random).topk(2 * r).indices.view(pairs, 2, r).transpose(0, 1).contiguous()
+        groups = groups.to(bench.device)
         x, y = groups.contiguous()
 
         def both(function: Callable[[], Tensor], teacher=teacher, student=student) -> tuple[Tensor, ...]:
@@ -90,7 +97,11 @@ def main() -> None:
             compiling += took
             peers[f"torch.compile {better}"] = lambda c=compiled, both=both, a=teacher, b=student, g=groups: both(lambda: c(a, b, g))
             print(f"torch.compile of {better} took {took:.1f} s")
-        bench.time(f"N={n} D={d} pairs={pairs} R={r}", ours, peers, floor=floor_seconds(n, d, pairs, r, rate))
+        case, size, read = f"N={n} D={d} pairs={pairs} R={r}", operations(n, d, pairs, r), moved(n, d, pairs, r)
+        if bench.device.type == "cpu":
+            bench.time(case, ours, peers, floor=size / rate)
+        else:
+            bench.time_on_gpu(case, ours, peers, read, size)
     bench.finish()
 
 

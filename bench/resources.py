@@ -44,12 +44,10 @@ ON_MATRIX_INSTRUCTIONS = {
     "pairwise_cosine.gram_kernel",
     "pairwise_cosine.gram_backward_kernel",
     "group_min_similarity.gather_kernel",
-    "covariance.chunk_kernel",
-    "node_mixture.weights_kernel",
+    "node_mixture.statistics_kernel",
     "node_mixture.mixture_kernel",
-    "node_mixture.moments_kernel",
-    "node_mixture.gradients_kernel",
-    "node_mixture.maps_backward_kernel",
+    "node_mixture_backward.sums_kernel",
+    "node_mixture_backward.maps_kernel",
 }
 # Kernels that read 16 bytes at a time, where the width of their rows is a multiple of 16.
 READING_WIDE = {
@@ -58,10 +56,11 @@ READING_WIDE = {
     "flat_update.squares_kernel": "size",
     "flat_update.sgd_kernel": "size",
     "flat_update.perturb_kernel": "size",
-    "batch_norm_statistics.chunk_kernel": "c",
-    "covariance.chunk_kernel": "c",
+    "node_mixture.statistics_kernel": "c",
     "node_mixture.mixture_kernel": "c",
-    "node_mixture.maps_backward_kernel": "c",
+    "node_mixture_backward.sums_kernel": "c",
+    "node_mixture_backward.maps_kernel": "c",
+    "shared_branches.shared_kernel": "c",
 }
 
 
@@ -204,13 +203,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 FULL = (torch.float32, torch.float64)
+EVERY = (*FULL, torch.bfloat16, torch.float16)
 
 
 def grs_launches() -> None:
     """Small and large batches, narrow and wide embeddings, groups of a few and of many rows."""
     from pamkd.kernels import group_min_similarity, grs_hinge, grs_loss, pairwise_cosine
 
-    for dtype in FULL:
+    for dtype in EVERY:
         for n, d in ((64, 256), (1024, 512), (64, 20)):
             e = meta(2, n, d, dtype=dtype)
             cosine, scale = pairwise_cosine.pairwise_cosine(e)
@@ -239,27 +239,24 @@ def update_launches() -> None:
             flat_update.perturb(weights, weights, 0.01)
 
 
-def matrix_launches() -> None:
-    """The channels of a supernet's cells, 64 images of 32 x 32, and channels that no tile divides."""
-    from pamkd.kernels.batch_norm_statistics import batch_norm_statistics
-    from pamkd.kernels.covariance import covariance
-    from pamkd.kernels.node_mixture import MAX_CHANNELS, node_mixture, node_mixture_backward
+def cell_launches() -> None:
+    """The channels of supernets' cells, and channels that no tile divides; relu-convolution-BatchNorm with four times as many in."""
+    from pamkd.ops import mixed_cell_cuda
+    from pamkd.spaces.darts import Darts
 
-    for dtype in (*FULL, torch.bfloat16, torch.float16):
-        small = torch.float64 if dtype == torch.float64 else torch.float32
-        for c in (16, 32, 64, 20, 36):
-            d = meta(1, 8, 64 * 1024, c, dtype=dtype)
-            batch_norm_statistics(d[0])
-            covariance(d[0])
-            if c > MAX_CHANNELS:
-                continue
-            pointwise, mix = meta(1, 8, c, c, dtype=small), meta(1, 8, dtype=small)
-            y, *kept = node_mixture(d, pointwise, mix, 1e-5)
-            node_mixture_backward(y, d, pointwise, mix, *kept)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for channels in (16, 20, 36):
+            for cell in Darts(channels=channels, cells=8).cells[1:7:2]:
+                spec = cell.spec
+                s0, weights, mix = (
+                    meta(*shape, dtype=dtype) for shape in ((2, 64, spec.channels, 32, 32), (2, spec.num_weights), (2, 14, 8))
+                )
+                nodes, *kept = mixed_cell_cuda.forward(s0, s0, weights, mix, spec.encode(), True)
+                mixed_cell_cuda.backward(nodes, s0, s0, weights, mix, nodes, *kept, spec.encode(), True, True, True, True)
 
 
 # Operations -> calls of their launchers that reach every configuration.
-LAUNCHES: dict[str, Callable[[], None]] = {"grs": grs_launches, "flat_update": update_launches, "matrices": matrix_launches}
+LAUNCHES: dict[str, Callable[[], None]] = {"grs": grs_launches, "flat_update": update_launches, "mixed_cell": cell_launches}
 
 
 def launches(names: list[str]) -> list[Launch]:

@@ -1,12 +1,12 @@
 """Launches, bytes and operations of a supernet pass and of a PAMKD step on a GPU, and the time that these alone would take.
 
 Counted by tracing on meta tensors, so no GPU is needed: every operation that PyTorch would launch is one launch, reads its
-inputs and writes its outputs once; views and allocations are none. An operation of ours counts the kernels that it launches,
-as `OURS` lists them, with a second reading where two kernels read the same tensor and the workspace between two kernels. Both
-sides take float32, or bfloat16 throughout. A lower bound is the larger of bytes over bandwidth and operations over rate, matrix
+inputs and writes its outputs once; views and allocations are none. A kernel of ours likewise reads every map, weight and partial
+sum that it needs once, and counts all operations that it does, those for maps that it computes again included (`bench/_launches.py`).
+Both sides take float32, or bfloat16 throughout. A lower bound is the larger of bytes over bandwidth and operations over rate, matrix
 products at the rate of the precision, everything else at that of float32; launches cost nothing in it.
 
-Ours is the cell of `pamkd.ops.cell_of_stencils`, what `mixed_cell` runs on CUDA; the learners of a step run one after another.
+Ours is `pamkd.ops.mixed_cell_cuda`, what `mixed_cell` runs on a GPU; the learners of a step run one after another.
 A step is the passes of the schedule in `pamkd.trilevel` where all but the best learner have a teacher, for both sides, and
 leaves out on both what is less than a thousandth of the bytes: the updates, the perturbations and the similarity loss.
 """
@@ -14,10 +14,7 @@ leaves out on both what is less than a thousandth of the bytes: the updates, the
 from __future__ import annotations
 
 import argparse
-import math
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,69 +25,20 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from bench import published
-from bench._harness import Bench
-from pamkd.ops import cell_of_stencils
+from bench._harness import CHIPS, TERA, Bench
+from bench._launches import Count, Launches, size
+from pamkd.ops import mixed_cell_cuda
 from pamkd.ops._library import IMPLEMENTATIONS
 from pamkd.spaces.darts import Darts
 
-GB, TERA = 1e9, 1e12
-# Bytes and operations per second: memory, float32, TF32, bfloat16.
-DEVICES = {"A100": (1.55 * TERA, 19.5 * TERA, 156 * TERA, 312 * TERA), "H100": (3.35 * TERA, 67 * TERA, 495 * TERA, 990 * TERA)}
-PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of DEVICES
+GB = 1e9
+OPERATIONS = ("mixed_cell",)
+OURS = {"pamkd::mixed_cell_forward": mixed_cell_cuda.forward, "pamkd::mixed_cell_backward": mixed_cell_cuda.backward}
+PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of CHIPS
 NO_LAUNCH = {"empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like", "detach", "_unsafe_view", "lift_fresh"}
 # Forward and backward passes of a learner per second-order step: 4 with K = 1, where W alone is trained; with K > 1 the best
 # learner needs 8, a taught one 11 (docs/hypergradient.md).
 ALONE, BEST, TAUGHT = 4, 8, 11
-
-
-@dataclass
-class Count:
-    launches: int = 0
-    bytes: int = 0
-    products: int = 0  # operations of matrix products and convolutions over all channels
-    others: int = 0
-    by_operation: Counter = field(default_factory=Counter)  # bytes
-    launches_of: Counter = field(default_factory=Counter)
-
-    def add(self, name: str, bytes: int, *, products: int = 0, others: int = 0) -> None:
-        self.launches, self.bytes = self.launches + 1, self.bytes + bytes
-        self.products, self.others = self.products + products, self.others + others
-        self.by_operation[name] += bytes
-        self.launches_of[name] += 1
-
-    def seconds(self, device: str, column: int) -> float:
-        memory, *rates = DEVICES[device]
-        return max(self.bytes / memory, self.products / rates[column - 1] + self.others / rates[0])
-
-
-def size(value: object) -> int:
-    """Bytes of the tensors in a result or an argument; an expanded tensor is as large as its memory."""
-    return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tree_leaves(value) if isinstance(t, Tensor))
-
-
-def stencils_forward(count: Count, arguments: tuple, result: Tensor) -> None:
-    x, weights, kernels, *_ = arguments
-    count.add("stencils", size([x, weights, result]), others=taps(kernels, result))
-
-
-def stencils_backward(count: Count, arguments: tuple, result: tuple) -> None:
-    grad, x, weights, kernels, *_, need_x, need_weights = arguments
-    if need_x:
-        count.add("stencils, input", size([grad, x, weights, result[0]]), others=taps(kernels, grad))
-    if need_weights:
-        convolutions = grad[: len(kernels)]
-        tiles = grad.shape[2] * math.ceil(grad.shape[3] / (16 * grad.shape[3] // x.shape[2])) * math.ceil(grad.shape[4] / 16)
-        workspace = tiles * weights.numel() * 4
-        count.add("stencils, weights", convolutions.numel() * grad.element_size() + size(x) + workspace, others=taps(kernels, grad))
-        count.add("stencils, sum", workspace + size(weights))
-
-
-def taps(kernels: list[int], maps: Tensor) -> int:
-    """Operations of the stencils that end or begin in `maps` [maps, ...]: a multiply-add per tap, one per sample of a pool."""
-    return maps[0].numel() * (sum(2 * k * k for k in kernels) + 9 * (len(maps) - len(kernels)))
-
-
-OURS = {"pamkd::stencils_forward": stencils_forward, "pamkd::stencils_backward": stencils_backward}
 
 
 class Trace(TorchDispatchMode):
@@ -99,14 +47,18 @@ class Trace(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = Count()
+        self.launches = Launches(self.count)
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
         schema = function._schema
+        if schema.name in OURS:  # what it consists of is counted
+            with self, self.launches.of(schema.name, arguments):
+                return OURS[schema.name](*arguments)
+        result = function(*arguments, **(options or {}))
         name = schema.name.removeprefix("aten::")
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-        if schema.name in OURS:
-            OURS[schema.name](self.count, arguments, result)
+        if schema.name == "pamkd::stencils_input":
+            self.launches.stencils_input(*arguments)
         elif not view and name not in NO_LAUNCH:
             self.add(name, function, arguments, result)
         return result
@@ -150,16 +102,17 @@ def published_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -
 def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -> Count:
     """Forward and backward of the supernet over the cells that run on CUDA."""
     supernet = Darts(channels=channels, cells=cells)
-    supernet._mixed_cell = cell_of_stencils.mixed_cell
     weights, alphas = (torch.empty(*s, device="meta", dtype=dtype, requires_grad=True) for s in ((supernet.num_weights,), (2, 14, 8)))
     x, labels = batch(images, dtype)
-    IMPLEMENTATIONS["stencils"]["meta"] = "traced"  # the operation, not the composition that takes its place elsewhere
+    for operation in OPERATIONS:
+        IMPLEMENTATIONS[operation]["meta"] = "traced"  # the operation, not the composition that takes its place elsewhere
     try:
         count = traced(lambda: torch.autograd.grad(F.cross_entropy(supernet.forward(weights, alphas, x).logits, labels), [alphas, weights]))
     finally:
-        del IMPLEMENTATIONS["stencils"]["meta"]
-    if not count.launches_of["stencils"]:
-        raise AssertionError("the supernet ran without the stencils: what was traced is not ours")
+        for operation in OPERATIONS:
+            del IMPLEMENTATIONS[operation]["meta"]
+    if not count.launches_of["mixture_kernel"]:
+        raise AssertionError("the supernet ran without our kernels: what was traced is not ours")
     return count
 
 
@@ -173,7 +126,7 @@ def report(bench: Bench, case: str, times: int, ours: Count, peer: Count, column
     for kind in ("products", "others"):
         figures = [times * getattr(count, kind) / TERA for count in (ours, peer)]
         bench.row(case, kind, "Tflop", figures[0], {"published": figures[1]})
-    for device in DEVICES:
+    for device in CHIPS:
         seconds = [times * count.seconds(device, column) for count in (ours, peer)]
         bench.row(case, f"bound {device}", "s", seconds[0], {"published": seconds[1]})
 

@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench._harness import Bench
+from bench.roofline import our_pass, passes
 from pamkd.methods.pamkd import Pamkd
+from pamkd.runs.cuda_graph import GraphedStep
 from pamkd.spaces.darts import Darts
 from pamkd.spaces.supernet import Supernet
 from pamkd.transfer.grs import GroupRelativeSimilarity
@@ -51,16 +53,17 @@ class TimedPasses(Passes):
 class Ours:
     """K learners and the step of `pamkd.methods.pamkd` over one supernet."""
 
-    def __init__(self, supernet: Supernet, start: list[Learner], train: Batch, valid: Batch) -> None:
+    def __init__(self, supernet: Supernet, start: list[Learner], train: Batch, valid: Batch, *, graphed: bool = False) -> None:
         self.learners = [Learner.create(supernet, *(tensor.detach().clone() for tensor in (k.alphas, k.v, k.w))) for k in start]
         self.adam = torch.optim.Adam([learner.alphas for learner in self.learners], 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
         # Without clipping: Betty clips the learners' gradients together, the paper's code each by itself.
-        self.passes = TimedPasses()
-        self.method = Pamkd(passes=self.passes, weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
+        self.passes = TimedPasses(static=graphed)
+        method = Pamkd(passes=self.passes, weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
+        self.step = GraphedStep(method) if graphed else method.step
         self.train, self.valid = train, valid
 
     def __call__(self) -> None:
-        _, hypergradient = self.method.step(self.learners, self.train, self.valid, lr=LR, phase="search", seed=0)
+        _, hypergradient = self.step(self.learners, self.train, self.valid, lr=LR, phase="search", seed=0)
         for learner, grad in zip(self.learners, hypergradient, strict=True):
             learner.alphas.grad = grad
         self.adam.step()
@@ -152,9 +155,10 @@ class Betty:
         return self.count[0]
 
 
-def learners_of(supernet: Supernet, count: int) -> list[Learner]:
+def learners_of(supernet: Supernet, count: int, device: torch.device) -> list[Learner]:
     random = torch.Generator().manual_seed(0)
-    return [Learner.create(supernet, supernet.init_alphas(random), *(supernet.init_weights(random) for _ in "vw")) for _ in range(count)]
+    made = [(supernet.init_alphas(random), *(supernet.init_weights(random) for _ in "vw")) for _ in range(count)]
+    return [Learner.create(supernet, *(tensor.to(device) for tensor in tensors)) for tensors in made]
 
 
 def main() -> None:
@@ -163,18 +167,23 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--cells", type=int, default=8)
     parser.add_argument("--learners", type=int, default=2)
-    bench = Bench("step", parser, rounds=5)
+    bench = Bench("step", parser, rounds=5, gpu=True)
     options = bench.options
 
     supernet = Darts(channels=options.channels, cells=options.cells)
     random = torch.Generator().manual_seed(1)
     train, valid = (
-        Batch(torch.randn(options.batch, 3, 32, 32, generator=random), torch.randint(0, 10, (options.batch,), generator=random))
+        Batch(
+            torch.randn(options.batch, 3, 32, 32, generator=random).to(bench.device),
+            torch.randint(0, 10, (options.batch,), generator=random).to(bench.device),
+        )
         for _ in range(2)
     )
-    start = learners_of(supernet, options.learners)
+    start = learners_of(supernet, options.learners, bench.device)
     peers = {"same schedule, eager cells": Ours(supernet.twice_differentiable(), start, train, valid)}
-    if importlib.util.find_spec("betty"):
+    if bench.device.type == "cuda":
+        peers["ours as a CUDA graph"] = Ours(supernet, start, train, valid, graphed=True)
+    elif importlib.util.find_spec("betty"):
         peers["Betty 0.2.1"] = Betty(supernet.twice_differentiable(), start, train, valid)
     else:
         print("Betty is not installed and is left out: pip install betty-ml==0.2.1 --ignore-requires-python --no-deps")
@@ -186,6 +195,10 @@ def main() -> None:
         bench.require_close(f"V' and W' of {name}", ours.weights(), peer.weights(), rtol=1e-4)
     case = f"K={options.learners} C={options.channels} cells={options.cells} batch={options.batch}"
     bench.row(case, "passes", "forward passes", ours.forwards(), {name: peer.forwards() for name, peer in peers.items()})
+    if bench.device.type == "cuda":
+        count, times = our_pass(options.channels, options.cells, options.batch, torch.float32), passes(options.learners)
+        bench.time_on_gpu(case, ours, peers, times * count.bytes, times * (count.products + count.others))
+        return bench.finish()
     bench.time(case, ours, peers)
     step, outside = (statistics.median(values) for values in zip(*(ours.outside() for _ in range(options.rounds)), strict=True))
     bench.row(case, "time outside the passes", "s", outside, {"the whole step": step})

@@ -40,6 +40,7 @@ from bench._networks import (
     require_equal_in_float64,
     supernet_of,
 )
+from bench.roofline import our_pass
 from pamkd.ops import mixed_cell
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.spaces.darts import PRIMITIVES
@@ -137,6 +138,22 @@ def compare_space(bench: Bench, case: str) -> None:
     bench.time(named, ours, dict(zip(CANDIDATES[1:], peers, strict=True)))
 
 
+def compare_on_gpu(bench: Bench, case: str) -> None:
+    """Ours and the published composition on a GPU; the supernets beside the bytes and operations that `bench.roofline` counts."""
+    channels, cells, batch = SIZES[case]
+    truth = candidate(case, "published", 2, torch.float64).results()[0]
+    steps = {}
+    for name in CANDIDATES:
+        bench.require_close(f"{case}, {name}: logits", candidate(case, name, 2, device=bench.device).results()[0].cpu(), truth, rtol=1e-3)
+        steps[name] = candidate(case, name, batch, device=bench.device).step
+    what, ours = f"{case} C={channels} cells={cells} batch={batch}", steps.pop("ours")
+    if case == "evaluation":
+        bench.time(what, ours, steps)
+    else:
+        count = our_pass(channels, cells, batch, torch.float32)
+        bench.time_on_gpu(what, ours, steps, count.bytes, count.products + count.others)
+
+
 def copy_rate() -> float:
     """Bytes per second, read and written, of a copy from memory."""
     source, target = torch.empty(2, 1 << 25)
@@ -197,12 +214,19 @@ def main() -> None:
     parser.add_argument("--compile-limit", type=float, default=120, help="seconds for torch.compile")
     parser.add_argument("--peak-of", nargs=2, metavar=("CASE", "CANDIDATE"), help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
-    bench = Bench("supernet", parser, rounds=7)
+    bench = Bench("supernet", parser, rounds=7, gpu=True)
     options = bench.options
     if options.peak_of:
         return print_peak(*options.peak_of)
     if options.compiled:
         return print_compiled()
+    if bench.device.type == "cuda":
+        if options.space:
+            parser.error("--space is timed on the CPU: take --device cpu")
+        for case in SIZES:
+            if case in options.cases:
+                compare_on_gpu(bench, case)
+        return bench.finish()
     if options.space:
         for case, (space, *_) in SPACE_CASES.items():
             if space in options.space or "all" in options.space:

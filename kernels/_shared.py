@@ -15,6 +15,22 @@ def number(x, dtype: tl.constexpr):
     return (tl.zeros((1,), tl.float64) + x).to(dtype)
 
 
+@triton.jit
+def widened(x):
+    """bfloat16 and float16 as float32, in which they are computed; float32 and float64 as they are."""
+    return x.to(tl.float32 if x.dtype.primitive_bitwidth == 16 else x.dtype)
+
+
+def computed(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of a dtype are computed in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def row_columns(dtype: torch.dtype) -> int:
+    """Columns that a tile of rows takes at a time, so that each thread reads 16 bytes."""
+    return 32 if dtype.itemsize == 2 else 16
+
+
 def dot_precision(dtype: torch.dtype, computed: torch.dtype | None = None) -> str:
     """`input_precision` of `tl.dot` of inputs of a dtype, converted to `computed` where that is given.
 

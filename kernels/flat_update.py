@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid, number
 from torch import Tensor
+
+from pamkd.kernels._shared import check_grid, number
 
 PIECES = 256  # of a vector at most; one program sums the squares of each
 

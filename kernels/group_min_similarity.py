@@ -1,7 +1,8 @@
 """The smallest cosine within groups of rows and the pair that has it: from the Gram matrix or from gathered rows, and its gradient.
 
 Of equal pairs the first in row-major order counts. A pair with a row that is NaN or infinite, or an index out of range, is smaller than
-all others and its similarity is NaN: nothing waits for the device to raise an error. float32 and float64.
+all others and its similarity is NaN: nothing waits for the device to raise an error. float32 and float64; bfloat16 and float16 are read
+as they are and computed in float32.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid, dot_precision
-from pamkd.kernels.pairwise_cosine import cosine_tile, gram, row_scale
 from torch import Tensor
+
+from pamkd.kernels._shared import check_grid, computed, dot_precision, row_columns, widened
+from pamkd.kernels.pairwise_cosine import cosine_tile, gram, row_scale
 
 FEW_ROWS = 1024  # up to here the reverse index is one kernel, beyond it a sort
 ANY_PAIR: tl.constexpr = tl.constexpr(2**62)  # an order later than that of every pair
@@ -105,7 +107,7 @@ def gather_kernel(
 ):
     """One group per program: the cosines of its rows in tiles on and above the diagonal."""
     group, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    dtype: tl.constexpr = e_ptr.dtype.element_ty
+    dtype: tl.constexpr = scale_ptr.dtype.element_ty
     e_ptr, scale_ptr, groups_ptr = e_ptr + k * n * d, scale_ptr + k * n, groups_ptr + group * size
     best = tl.full((), float("inf"), dtype)
     best_order = tl.full((), ANY_PAIR, tl.int64)
@@ -173,14 +175,14 @@ def weighted_partners(e_ptr, scale_ptr, pairs_ptr, entry, inside, weight, column
     inside = inside & (partner >= 0) & (partner < n)
     weight *= tl.load(scale_ptr + partner, mask=inside, other=0.0)
     unit = tl.load(e_ptr + partner[:, None] * d + column[None, :], mask=inside[:, None] & (column < d)[None, :], other=0.0)
-    return tl.sum(weight[:, None] * unit, 0)
+    return tl.sum(weight[:, None] * widened(unit), 0)
 
 
 @triton.jit
 def store_row_gradient(e_ptr, scale_ptr, out_ptr, row, acc, own, column, d):
     """de = scale (acc - [norm > 1e-8] own u) of one row."""
     scale = tl.load(scale_ptr + row)
-    unit = tl.load(e_ptr + row * d + column, mask=column < d, other=0.0) * scale
+    unit = widened(tl.load(e_ptr + row * d + column, mask=column < d, other=0.0)) * scale
     own = tl.where(scale < 1e8, own, 0.0)  # the norm of a shorter row counts as the constant 1e-8
     tl.store(out_ptr + row * d + column, scale * (acc - own * unit), mask=column < d)
 
@@ -207,8 +209,8 @@ def group_min_backward_kernel(
     order_ptr, starts_ptr = order_ptr + 2 * k * count, starts_ptr + k * (n + 1)
     e_ptr, out_ptr, scale_ptr = e_ptr + k * n * d, out_ptr + k * n * d, scale_ptr + k * n
     column = part * BLOCK_D + tl.arange(0, BLOCK_D)
-    acc = tl.zeros((BLOCK_D,), e_ptr.dtype.element_ty)
-    own = tl.zeros((BLOCK_M,), e_ptr.dtype.element_ty)
+    acc = tl.zeros((BLOCK_D,), scale_ptr.dtype.element_ty)
+    own = tl.zeros((BLOCK_M,), scale_ptr.dtype.element_ty)
     end = tl.load(starts_ptr + row + 1)
     for start in range(tl.load(starts_ptr + row), end, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
@@ -232,7 +234,8 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
     """
     embeddings, groups = embeddings.contiguous(), groups.contiguous()
     (sets, n, d), (count, size) = embeddings.shape, groups.shape
-    similarity, pairs = embeddings.new_empty(sets, count), groups.new_empty(sets, count, 2)
+    dtype = computed(embeddings.dtype)
+    similarity, pairs = embeddings.new_empty(sets, count, dtype=dtype), groups.new_empty(sets, count, 2)
     check_grid("group_min_similarity", sets=sets)
     block_r = min(32, max(16, triton.next_power_of_2(size)))  # of a matrix product, which has at least 16 rows
     tiles = triton.cdiv(size, block_r)
@@ -241,11 +244,11 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
         blocks = lookup_blocks(size)
         lookup_kernel[(triton.cdiv(count, blocks["BLOCK"]), sets)](cosine, groups, similarity, pairs, n, count, size, **blocks, num_warps=4)
         return similarity, pairs, scale
-    scale = embeddings.new_empty(sets, n)
+    scale = embeddings.new_empty(sets, n, dtype=dtype)
     scale_kernel[(triton.cdiv(sets * n, 8),)](embeddings, scale, sets * n, d, BLOCK=8, BLOCK_D=128, num_warps=4)
     gather_kernel[(count, sets)](
         embeddings, scale, groups, similarity, pairs, n, d, count, size,
-        BLOCK_R=block_r, BLOCK_D=16, PRECISION=dot_precision(embeddings.dtype), num_warps=block_r // 8, num_stages=2,
+        BLOCK_R=block_r, BLOCK_D=row_columns(embeddings.dtype), PRECISION=dot_precision(dtype), num_warps=block_r // 8, num_stages=2,
     )  # fmt: skip
     return similarity, pairs, scale
 

@@ -1,19 +1,20 @@
-"""The hinge on group-wise relative similarity, Eq. (7), and its gradient. float32 and float64."""
+"""The hinge on group-wise relative similarity, Eq. (7), and its gradient. float32, float64; bfloat16, float16 are computed in float32."""
 
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid, number
 from torch import Tensor
+
+from pamkd.kernels._shared import check_grid, computed, number, widened
 
 
 @triton.jit
 def difference(similarity_ptr, k, pair, inside, count):
     """s(X_p) - s(Y_p) of set k for pairs p [B]; similarity [*, count, 2], count in 64 bits."""
     at = similarity_ptr + 2 * (k * count + pair)
-    return tl.load(at, mask=inside, other=0.0) - tl.load(at + 1, mask=inside, other=0.0)
+    return widened(tl.load(at, mask=inside, other=0.0)) - widened(tl.load(at + 1, mask=inside, other=0.0))
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def hinge_backward_kernel(
 def grs_hinge(teacher: Tensor, student: Tensor, eps: float) -> Tensor:
     """teacher [Kt, P, 2], student [Ks, P, 2] -> [Ks, Kt]."""
     (teachers, count, _), students = teacher.shape, student.shape[0]
-    loss = teacher.new_empty(students, teachers)
+    loss = teacher.new_empty(students, teachers, dtype=computed(teacher.dtype))
     if loss.numel():
         hinge_kernel[(loss.numel(),)](teacher.contiguous(), student.contiguous(), loss, eps, teachers, count, BLOCK=1024, num_warps=4)
     return loss

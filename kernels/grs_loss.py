@@ -2,7 +2,7 @@
 
 Forward: all cosines of all sets, then minima of the groups and hinges. Backward: a reverse index of the rows that have the minima, then the
 gradient of each row. Up to 1024 rows the backward index is one launch; all cosines are taken up to 1024 rows and wherever they
-cost less than those of the groups. float32 and float64.
+cost less than those of the groups. float32 and float64; bfloat16 and float16 are read as they are and computed in float32.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid, number
+from torch import Tensor
+
+from pamkd.kernels._shared import check_grid, computed, number
 from pamkd.kernels.group_min_similarity import (
     FEW_ROWS,
     group_min_similarity,
@@ -22,7 +24,6 @@ from pamkd.kernels.group_min_similarity import (
 )
 from pamkd.kernels.grs_hinge import difference, difference_gradient, grs_hinge, hinge
 from pamkd.kernels.pairwise_cosine import gram
-from torch import Tensor
 
 
 @triton.jit
@@ -92,8 +93,8 @@ def _row_gradient(
     if part * BLOCK_D < d:  # the other side may be wider
         e_ptr, out_ptr, scale_ptr = e_ptr + k * n * d, out_ptr + k * n * d, scale_ptr + k * n
         pairs_ptr, order_ptr, starts_ptr = pairs_ptr + 4 * k * count, order_ptr + 4 * k * count, starts_ptr + k * (n + 1)
-        acc = tl.zeros((BLOCK_D,), e_ptr.dtype.element_ty)
-        own = tl.zeros((BLOCK_M,), e_ptr.dtype.element_ty)
+        acc = tl.zeros((BLOCK_D,), scale_ptr.dtype.element_ty)
+        own = tl.zeros((BLOCK_M,), scale_ptr.dtype.element_ty)
         end = tl.load(starts_ptr + row + 1)
         for start in range(tl.load(starts_ptr + row), end, BLOCK_M):
             m = start + tl.arange(0, BLOCK_M)
@@ -179,10 +180,12 @@ def grs_loss(
         return loss.view(shape), similarity, pairs, found[0][2], found[1][2]
     counter = groups_x.new_empty(1, dtype=torch.int32)
     cosine, teacher_scale, student_scale = gram(teacher, student, counter)
-    similarity, pairs = teacher.new_empty(sets, count, 2), groups_x.new_empty(sets, count, 2, 2)
+    dtype = computed(teacher.dtype)
+    similarity, pairs = teacher.new_empty(sets, count, 2, dtype=dtype), groups_x.new_empty(sets, count, 2, 2)
     blocks = lookup_blocks(size)
     programs = triton.cdiv(count, blocks["BLOCK"])
-    partial, loss = teacher.new_empty(programs, students, teachers), teacher.new_empty(students, teachers)
+    partial = teacher.new_empty(programs, students, teachers, dtype=dtype)
+    loss = teacher.new_empty(students, teachers, dtype=dtype)
     loss_kernel[(programs,)](
         cosine, groups_x.contiguous(), groups_y.contiguous(), similarity, pairs, partial, counter, loss, eps, factor,
         teachers, students, n, count, size, **blocks, num_warps=4,

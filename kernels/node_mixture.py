@@ -1,272 +1,205 @@
-"""A node of a cell: pointwise convolutions, BatchNorm and mixture of all branches that enter it, as one matrix product.
+"""Nodes of a mixed-op cell: stencils, pointwise convolutions, BatchNorm and mixture of all branches that enter them, forward.
 
-    y = sum_o w_o BatchNorm(P_o d_o) = sum_o diag(w_o / sigma_o) P_o d_o + constant,   sigma_o^2 = diag(P_o Cov(d_o) P_o^T) + eps
+    y = sum_b w_b BatchNorm(P_b d_b),   d_b the stencil of branch b on its state
 
-so that no P_o d_o is ever written. With M_o = sum over pixels of g (d_o - mean_o)^T, a_o = w_o / sigma_o and
-g_z = diag(M_o P_o^T) / sigma_o, the gradients of w_o, P_o and d_o are sum(g_z), diag(a_o) (M_o - diag(g_z / sigma_o) P_o Cov(d_o)) and
-P_o^T diag(a_o) (g - mean g) - P_o^T diag(a_o g_z / (n sigma_o)) P_o (d_o - mean_o).
+in two launches: mean and deviation of z_b = P_b d_b, then the sum. Neither d_b nor z_b is ever written. With one branch per node and
+w = 1 this is also the first half of a separable convolution, and any relu-convolution-BatchNorm layer.
 
-Up to 32 channels in and out. float32, float64; bfloat16 and float16 maps with statistics, weights and sums in float32.
+float32, float64; bfloat16 and float16 maps with statistics and sums in float32. Any number of channels.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid, dot_precision, number
-from pamkd.kernels.batch_norm_statistics import chunking
-from pamkd.kernels.covariance import covariance
 from torch import Tensor
 
-MAX_CHANNELS = 32  # one tile; tiles of 64 spill registers
+from pamkd.kernels._shared import dot_precision, number
+from pamkd.kernels.branches import (
+    COLUMNS,
+    MIX,
+    NORM,
+    block_of,
+    check_sizes,
+    chunking,
+    place_of,
+    pointwise_map,
+    state_of,
+    tile_of,
+    vector_of,
+    warps_of,
+)
 
 
-@triton.jit
-def _matrix(ptr, rows, columns, n_rows, n_columns):
-    """A matrix [n_rows, n_columns] at ptr, 0 outside."""
-    inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    return tl.load(ptr + rows[:, None] * n_columns + columns[None, :], mask=inside, other=0.0)
+class Maps(NamedTuple):
+    """The states of a cell for L sets of weights, channels last and dense."""
+
+    s0: Tensor  # [L, n, h, w, pitch]: branches see the first c channels of `pitch`
+    s1: Tensor  # like s0
+    nodes: Tensor  # [L, n, h', w', nodes_pitch]
+    halves: Tensor  # [separable convolutions, L, n, h', w', c], what their first halves give
+
+    def geometry(self) -> tuple[int, ...]:
+        """What the kernels take of the shapes."""
+        _, images, height, width, pitch = self.s0.shape
+        return images, height, width, *self.nodes.shape[2:4], pitch, self.nodes.shape[4]
 
 
-@triton.jit
-def _store_matrix(ptr, rows, columns, n_rows, n_columns, values):
-    inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    tl.store(ptr + rows[:, None] * n_columns + columns[None, :], values, mask=inside)
-
-
-@triton.jit(do_not_specialize=["branches"])
-def weights_kernel(
-    pointwise_ptr,  # [L, O, k, c]
-    mix_ptr,  # [L, O]
-    mean_ptr,  # [L, O, c]
-    covariance_ptr,  # [L, O, c, c]
-    inv_std_ptr,  # [L, O, k]
-    scaled_ptr,  # [L, O, k, c], diag(w / sigma) P, in the dtype of the maps
-    offset_ptr,  # [L, k]
-    eps: tl.float64,
-    branches,
-    k,
-    c,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+@triton.jit(do_not_specialize=["images", "height", "width", "to_height", "to_width", "chunk_pixels", "first"])
+def statistics_kernel(
+    table_ptr,  # [branches, COLUMNS]
+    s0_ptr, s1_ptr, nodes_ptr, halves_ptr,
+    weights_ptr,  # [L, P]
+    mean_ptr,  # [L, branches of this launch, chunks, k]
+    squares_ptr,  # like mean, sums of squared deviations
+    images, height, width, to_height, to_width, pitch, nodes_pitch, c, k, parameters,
+    chunk_pixels,
+    first,  # of the branches of this launch
+    BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One chunk of pixels and TILE channels of a branch's z per program; merged by the rule of Chan, Golub and LeVeque (1983)."""
+    chunk, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     dtype: tl.constexpr = mean_ptr.dtype.element_ty
-    row, column = part * BLOCK_K + tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_C)
-    offset = tl.zeros((BLOCK_K,), dtype)
-    for o in range(0, branches):
-        at = set * branches + o
-        pointwise = _matrix(pointwise_ptr + at * k * c, row, column, k, c)
-        cov = _matrix(covariance_ptr + at * c * c, tl.arange(0, BLOCK_C), column, c, c)
-        spread = tl.dot(pointwise, cov, input_precision=PRECISION, out_dtype=dtype)  # [K, C] @ [C, C]
-        inv_std = 1.0 / tl.sqrt(tl.sum(spread * pointwise, 1) + number(eps, dtype))
-        tl.store(inv_std_ptr + at * k + row, inv_std, mask=row < k)
-        scale = inv_std * tl.load(mix_ptr + at)
-        scaled = (scale[:, None] * pointwise).to(scaled_ptr.dtype.element_ty)
-        _store_matrix(scaled_ptr + at * k * c, row, column, k, c, scaled)
-        mean = tl.load(mean_ptr + at * c + column, mask=column < c, other=0.0)
-        offset -= tl.sum(scaled.to(dtype) * mean[None, :], 1)
-    tl.store(offset_ptr + set * k + row, offset, mask=row < k)
+    tiles = tl.cdiv(k, TILE)
+    branch, first_row = first + part // tiles, (part % tiles * TILE).to(tl.int32)
+    branch_ptr = table_ptr + branch * COLUMNS
+    if tl.load(branch_ptr + NORM) != 0:
+        x_ptr, x_pitch, h, w = state_of(
+            branch_ptr, s0_ptr, s1_ptr, nodes_ptr, halves_ptr, set, tl.num_programs(2),
+            images, height, width, to_height, to_width, pitch, nodes_pitch, c, VECTOR,
+        )  # fmt: skip
+        end = tl.minimum((chunk + 1) * chunk_pixels, images * to_height * to_width)
+        mean, squares, seen = tl.zeros((TILE,), dtype), tl.zeros((TILE,), dtype), tl.zeros((1,), dtype)
+        for start in range(0, chunk_pixels, BLOCK):
+            pixel = chunk * chunk_pixels + start + tl.arange(0, BLOCK)
+            inside = pixel < end
+            row, column, image = place_of(pixel, to_height, to_width)
+            z = pointwise_map(
+                branch_ptr, x_ptr, x_pitch, h, w, weights_ptr + set * parameters, row, column, image, inside, first_row, k, c,
+                dtype, BLOCK, TILE, TILE, PRECISION,
+            )  # fmt: skip
+            count = tl.sum(inside.to(dtype), 0)
+            delta = tl.sum(z, 0) / tl.maximum(count, 1.0)
+            away = tl.where(inside[:, None], z - delta[None, :], 0.0)
+            delta -= mean
+            mean += delta * (count / tl.maximum(seen + count, 1.0))
+            squares += tl.sum(away * away, 0) + delta * delta * (seen * count / tl.maximum(seen + count, 1.0))
+            seen += count
+        out = first_row + tl.arange(0, TILE)
+        at = ((set * (tl.num_programs(1) // tiles) + part // tiles) * tl.num_programs(0) + chunk) * k + out
+        tl.store(mean_ptr + at, mean, mask=out < k)
+        tl.store(squares_ptr + at, squares, mask=out < k)
 
 
-@triton.jit(do_not_specialize=["branches", "n"])
+@triton.jit
+def merged(mean_ptr, squares_ptr, at, chunks, chunk_pixels, pixels, out, k, eps, dtype: tl.constexpr, CHUNKS: tl.constexpr):
+    """Mean and 1 / deviation of a branch's z from its chunks."""
+    chunk = tl.arange(0, CHUNKS)
+    inside = (chunk < chunks)[:, None] & (out < k)[None, :]
+    count = tl.maximum(tl.minimum(pixels - chunk * chunk_pixels, chunk_pixels), 0).to(dtype)[:, None]
+    place = (at * chunks + chunk)[:, None] * k + out[None, :]
+    means = tl.load(mean_ptr + place, mask=inside, other=0.0)
+    mean = tl.sum(means * count, 0) / pixels
+    away = tl.where(inside, means - mean[None, :], 0.0)
+    squares = tl.load(squares_ptr + place, mask=inside, other=0.0) + away * away * count
+    return mean, 1.0 / tl.sqrt(tl.sum(squares, 0) / pixels + number(eps, dtype))
+
+
+@triton.jit(
+    do_not_specialize=[
+        "images",
+        "height",
+        "width",
+        "to_height",
+        "to_width",
+        "chunk_pixels",
+        "chunks",
+        "first",
+        "each",
+        "branches",
+        "columns",
+    ]
+)
 def mixture_kernel(
-    d_ptr,  # [L, O, n, c]
-    scaled_ptr,  # [L, O, k, c]
-    offset_ptr,  # [L, k]
-    y_ptr,  # [L, n, k]
-    branches,
-    n,
-    k,
-    c,
-    BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """BLOCK pixels of a node per program: the branches one after another into one accumulator."""
-    block, set, n = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), n.to(tl.int64)
-    dtype: tl.constexpr = offset_ptr.dtype.element_ty
-    pixel, row, column = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_C)
-    acc = tl.zeros((BLOCK, BLOCK_K), dtype)
-    for o in range(0, branches):
-        at = set * branches + o
-        d = _matrix(d_ptr + at * n * c, pixel, column, n, c)
-        scaled = _matrix(scaled_ptr + at * k * c, row, column, k, c)
-        acc = tl.dot(d, tl.trans(scaled), acc, input_precision=PRECISION, out_dtype=dtype)  # [B, C] @ [C, K]
-    acc += tl.load(offset_ptr + set * k + row, mask=row < k, other=0.0)[None, :]
-    _store_matrix(y_ptr + set * n * k, pixel, row, n, k, acc.to(y_ptr.dtype.element_ty))
-
-
-@triton.jit(do_not_specialize=["branches", "n", "rows_of_chunk"])
-def moments_kernel(
-    grad_ptr,  # [L, n, k]
-    d_ptr,  # [L, O, n, c]
-    mean_ptr,  # [L, O, c]
-    moments_ptr,  # [L, O, chunks, k, c]
-    sums_ptr,  # [L, O, chunks, k]
-    branches,
-    n,
-    k,
-    c,
-    rows_of_chunk,
-    BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """g^T (d - mean) and the sum of g over one chunk of the pixels of a branch."""
-    chunk, at, n = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), n.to(tl.int64)
+    table_ptr,  # [branches, COLUMNS]
+    s0_ptr, s1_ptr, nodes_ptr, halves_ptr,
+    weights_ptr,  # [L, P]
+    mix_ptr,  # [L, columns]
+    mean_ptr, squares_ptr,  # [L, branches of this launch, chunks, k]
+    kept_ptr,  # [2, L, branches, k]: mean and 1 / deviation
+    y_ptr,  # [groups, L, n, h', w'] of rows of y_pitch
+    images, height, width, to_height, to_width, pitch, nodes_pitch, c, k, parameters, y_pitch,
+    chunk_pixels, chunks,
+    first,  # of the branches of this launch
+    each,  # branches of a group
+    branches, columns,
+    eps: tl.float64,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BLOCK pixels and TILE channels of a group's sum per program."""
+    block, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     dtype: tl.constexpr = mean_ptr.dtype.element_ty
-    row, column = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_C)
-    mean = tl.load(mean_ptr + at * c + column, mask=column < c, other=0.0)
-    moments, total = tl.zeros((BLOCK_K, BLOCK_C), dtype), tl.zeros((BLOCK_K,), dtype)
-    end = tl.minimum((chunk + 1) * rows_of_chunk, n)
-    for start in range(0, rows_of_chunk, BLOCK):
-        pixel = chunk * rows_of_chunk + start + tl.arange(0, BLOCK)
-        g = _matrix(grad_ptr + at // branches * n * k, pixel, row, end, k).to(dtype)
-        away = _matrix(d_ptr + at * n * c, pixel, column, end, c).to(dtype) - mean[None, :]
-        moments = tl.dot(tl.trans(g), away, moments, input_precision=PRECISION, out_dtype=dtype)  # [K, B] @ [B, C]; g is 0 outside
-        total += tl.sum(g, 0)
-    place = at * tl.num_programs(0) + chunk
-    _store_matrix(moments_ptr + place * k * c, row, column, k, c, moments)
-    tl.store(sums_ptr + place * k + row, total, mask=row < k)
+    tiles, sets = tl.cdiv(k, TILE), tl.num_programs(2)
+    group, first_row = part // tiles, (part % tiles * TILE).to(tl.int32)
+    launched = tl.num_programs(1) // tiles * each
+    out = first_row + tl.arange(0, TILE)
+    pixels = images * to_height * to_width
+    pixel = block * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixels
+    row, column, image = place_of(pixel, to_height, to_width)
+    acc = tl.zeros((BLOCK, TILE), dtype)
+    for branch in range(first + group * each, first + group * each + each):
+        branch_ptr = table_ptr + branch * COLUMNS
+        x_ptr, x_pitch, h, w = state_of(
+            branch_ptr, s0_ptr, s1_ptr, nodes_ptr, halves_ptr, set, sets,
+            images, height, width, to_height, to_width, pitch, nodes_pitch, c, VECTOR,
+        )  # fmt: skip
+        z = pointwise_map(
+            branch_ptr, x_ptr, x_pitch, h, w, weights_ptr + set * parameters, row, column, image, inside, first_row, k, c,
+            dtype, BLOCK, TILE, TILE, PRECISION,
+        )  # fmt: skip
+        mix = tl.load(branch_ptr + MIX)
+        share = tl.load(mix_ptr + set * columns + mix, mask=mix >= 0, other=1.0).to(dtype)
+        if tl.load(branch_ptr + NORM) != 0:
+            mean, inv_std = merged(
+                mean_ptr, squares_ptr, set * launched + branch - first, chunks, chunk_pixels, pixels, out, k, eps, dtype, CHUNKS
+            )
+            if block == 0:
+                at = (set * branches + branch) * k + out
+                tl.store(kept_ptr + at, mean, mask=out < k)
+                tl.store(kept_ptr + sets.to(tl.int64) * branches * k + at, inv_std, mask=out < k)
+            acc += (z - mean[None, :]) * (inv_std * share)[None, :]
+        else:
+            acc += z * share
+    at = ((group * sets + set) * pixels + pixel) * y_pitch
+    tl.store(y_ptr + at[:, None] + out[None, :], acc.to(y_ptr.dtype.element_ty), mask=inside[:, None] & (out < k)[None, :])
 
 
-@triton.jit(do_not_specialize=["n", "chunks"])
-def gradients_kernel(
-    moments_ptr,  # [L, O, chunks, k, c]
-    sums_ptr,  # [L, O, chunks, k]
-    pointwise_ptr,  # [L, O, k, c]
-    mix_ptr,  # [L, O]
-    mean_ptr,  # [L, O, c]
-    covariance_ptr,  # [L, O, c, c]
-    inv_std_ptr,  # [L, O, k]
-    d_pointwise_ptr,  # [L, O, k, c]
-    d_mix_ptr,  # [L, O]
-    from_grad_ptr,  # [L, O, k, c] in the dtype of the maps
-    from_map_ptr,  # [L, O, c, c] in the dtype of the maps
-    constant_ptr,  # [L, O, c]
-    n,
-    k,
-    c,
-    chunks,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Gradients of a branch's weights, and the matrices of dd = g from_grad - d from_map + constant."""
-    at = tl.program_id(0).to(tl.int64)
-    dtype: tl.constexpr = mean_ptr.dtype.element_ty
-    row, column = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_C)
-    moments, total = tl.zeros((BLOCK_K, BLOCK_C), dtype), tl.zeros((BLOCK_K,), dtype)
-    for chunk in range(0, chunks):
-        place = at * chunks + chunk
-        moments += _matrix(moments_ptr + place * k * c, row, column, k, c)
-        total += tl.load(sums_ptr + place * k + row, mask=row < k, other=0.0)
-    pointwise = _matrix(pointwise_ptr + at * k * c, row, column, k, c)
-    inv_std = tl.load(inv_std_ptr + at * k + row, mask=row < k, other=0.0)
-    scale = inv_std * tl.load(mix_ptr + at)
-    g_z = tl.sum(moments * pointwise, 1) * inv_std
-    tl.store(d_mix_ptr + at, tl.sum(g_z, 0))
-    cov = _matrix(covariance_ptr + at * c * c, tl.arange(0, BLOCK_C), column, c, c)
-    spread = tl.dot(pointwise, cov, input_precision=PRECISION, out_dtype=dtype)  # [K, C] @ [C, C]
-    d_pointwise = scale[:, None] * (moments - (g_z * inv_std)[:, None] * spread)
-    _store_matrix(d_pointwise_ptr + at * k * c, row, column, k, c, d_pointwise)
-    weighted = (scale * g_z * inv_std / n)[:, None] * pointwise
-    from_map = tl.dot(tl.trans(pointwise), weighted, input_precision=PRECISION, out_dtype=dtype)  # [C, K] @ [K, C], symmetric
-    # The constant belongs to the rounded matrices that the maps are multiplied with.
-    from_map = from_map.to(from_map_ptr.dtype.element_ty)
-    from_grad = (scale[:, None] * pointwise).to(from_grad_ptr.dtype.element_ty)
-    mean = tl.load(mean_ptr + at * c + column, mask=column < c, other=0.0)
-    constant = tl.sum(from_map.to(dtype) * mean[:, None], 0) - tl.sum((total / n)[:, None] * from_grad.to(dtype), 0)
-    tl.store(constant_ptr + at * c + column, constant, mask=column < c)
-    _store_matrix(from_grad_ptr + at * k * c, row, column, k, c, from_grad)
-    _store_matrix(from_map_ptr + at * c * c, tl.arange(0, BLOCK_C), column, c, c, from_map)
+def node_mixture(
+    table: Tensor, first: int, each: int, groups: int, maps: Maps, c: int, k: int, weights: Tensor, mix: Tensor, eps: float,
+    kept: Tensor, y: Tensor, y_pitch: int,
+) -> None:  # fmt: skip
+    """Write `groups` sums of `each` branches, from number `first` of the table on, to y, and their statistics to `kept`.
 
-
-@triton.jit(do_not_specialize=["branches", "n"])
-def maps_backward_kernel(
-    grad_ptr,  # [L, n, k]
-    d_ptr,  # [L, O, n, c]
-    from_grad_ptr,  # [L, O, k, c]
-    from_map_ptr,  # [L, O, c, c]
-    constant_ptr,  # [L, O, c]
-    out_ptr,  # [L, O, n, c]
-    branches,
-    n,
-    k,
-    c,
-    BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """BLOCK pixels of a branch per program."""
-    block, at, n = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), n.to(tl.int64)
-    dtype: tl.constexpr = constant_ptr.dtype.element_ty
-    pixel, row, column = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_C)
-    d = _matrix(d_ptr + at * n * c, pixel, column, n, c)
-    from_map = _matrix(from_map_ptr + at * c * c, tl.arange(0, BLOCK_C), column, c, c)
-    acc = tl.load(constant_ptr + at * c + column, mask=column < c, other=0.0)[None, :]
-    acc -= tl.dot(d, from_map, input_precision=PRECISION, out_dtype=dtype)  # [B, C] @ [C, C]
-    g = _matrix(grad_ptr + at // branches * n * k, pixel, row, n, k)
-    from_grad = _matrix(from_grad_ptr + at * k * c, row, column, k, c)
-    acc = tl.dot(g, from_grad, acc, input_precision=PRECISION, out_dtype=dtype)  # [B, K] @ [K, C]
-    _store_matrix(out_ptr + at * n * c, pixel, column, n, c, acc.to(out_ptr.dtype.element_ty))
-
-
-def _blocks(k: int, c: int) -> dict[str, int]:
-    if max(k, c) > MAX_CHANNELS:
-        raise ValueError(f"node_mixture: {c} channels in and {k} out; the kernel takes up to {MAX_CHANNELS}: use the eager composition")
-    return {"BLOCK_K": max(16, triton.next_power_of_2(k)), "BLOCK_C": max(16, triton.next_power_of_2(c))}
-
-
-def node_mixture(d: Tensor, pointwise: Tensor, mix: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maps d [L, O, n, c], weights [L, O, k, c] and mixture [L, O] (float32 for low-precision maps) -> y [L, n, k] in the dtype of d,
-    and for backward the mean [L, O, c], covariance [L, O, c, c] and 1 / sigma [L, O, k] of the branches."""
-    d, pointwise, mix = d.contiguous(), pointwise.contiguous(), mix.contiguous()
-    (sets, branches, n, c), k = d.shape, pointwise.shape[2]
-    blocks = _blocks(k, c)
-    mean, cov = covariance(d.view(sets * branches, n, c))
-    inv_std, scaled = mean.new_empty(sets, branches, k), d.new_empty(pointwise.shape)
-    offset, y = mean.new_empty(sets, k), d.new_empty(sets, n, k)
-    check_grid("node_mixture", sets=sets)
-    weights_kernel[(triton.cdiv(k, 16), sets)](
-        pointwise, mix, mean, cov, inv_std, scaled, offset, eps, branches, k, c,
-        BLOCK_K=16, BLOCK_C=blocks["BLOCK_C"], PRECISION=dot_precision(mean.dtype), num_warps=4,
+    table [branches, COLUMNS] of int32; weights [L, P], whose rows the table's places count in; mix [L, columns]; kept
+    [2, L, branches, k], float64 for float64 and else float32; y [groups, L, n, h', w'] of rows of y_pitch numbers, c channels in and k out.
+    """
+    sets, branches, columns = weights.shape[0], table.shape[0], mix.shape[1]
+    shape, tile = (*maps.geometry(), c, k, weights.shape[1]), tile_of(k)
+    pixels, block, warps = maps.nodes.shape[1:4].numel(), block_of(tile), warps_of(tile)
+    chunk_pixels, chunks = chunking(pixels, k, block)
+    tiles, vector = triton.cdiv(k, tile), vector_of(maps.s0.dtype, c, maps.s0.shape[-1])
+    check_sizes("node_mixture", pixels, max(each, 1) * groups * tiles, sets)
+    mean, squares = (kept.new_empty(sets, each * groups, chunks, k) for _ in range(2))
+    precision = dot_precision(maps.s0.dtype)
+    if each:
+        statistics_kernel[(chunks, each * groups * tiles, sets)](
+            table, *maps, weights, mean, squares, *shape, chunk_pixels, first,
+            BLOCK=block, TILE=tile, VECTOR=vector, PRECISION=precision, num_warps=warps, num_stages=1,
+        )  # fmt: skip
+    mixture_kernel[(triton.cdiv(pixels, block), groups * tiles, sets)](
+        table, *maps, weights, mix, mean, squares, kept, y, *shape, y_pitch, chunk_pixels, chunks, first, each, branches, columns, eps,
+        BLOCK=block, TILE=tile, VECTOR=vector, CHUNKS=triton.next_power_of_2(chunks), PRECISION=precision, num_warps=warps, num_stages=1,
     )  # fmt: skip
-    mixture_kernel[(triton.cdiv(n, 64), sets)](
-        d, scaled, offset, y, branches, n, k, c, BLOCK=64, **blocks, PRECISION=dot_precision(d.dtype), num_warps=4, num_stages=2
-    )
-    return y, mean.view(sets, branches, c), cov.view(sets, branches, c, c), inv_std
-
-
-def node_mixture_backward(
-    grad: Tensor, d: Tensor, pointwise: Tensor, mix: Tensor, mean: Tensor, cov: Tensor, inv_std: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """grad [L, n, k] -> gradients of the maps [L, O, n, c], the weights [L, O, k, c] and the mixture [L, O]."""
-    grad, d, pointwise, mix = grad.contiguous(), d.contiguous(), pointwise.contiguous(), mix.contiguous()
-    (sets, branches, n, c), k = d.shape, pointwise.shape[2]
-    blocks = _blocks(k, c)
-    rows, chunks = chunking(n, 64)
-    all_branches = sets * branches
-    moments, sums = mean.new_empty(all_branches, chunks, k, c), mean.new_empty(all_branches, chunks, k)
-    d_pointwise, d_mix, constant = torch.empty_like(pointwise), torch.empty_like(mix), torch.empty_like(mean)
-    from_grad, from_map, d_maps = d.new_empty(pointwise.shape), d.new_empty(cov.shape), torch.empty_like(d)
-    check_grid("node_mixture_backward", branches=all_branches)
-    moments_kernel[(chunks, all_branches)](
-        grad, d, mean, moments, sums, branches, n, k, c, rows,
-        BLOCK=64, **blocks, PRECISION=dot_precision(d.dtype, mean.dtype), num_warps=4, num_stages=1,
-    )  # fmt: skip
-    gradients_kernel[(all_branches,)](
-        moments, sums, pointwise, mix, mean, cov, inv_std, d_pointwise, d_mix, from_grad, from_map, constant, n, k, c, chunks,
-        **blocks, PRECISION=dot_precision(mean.dtype), num_warps=8,
-    )  # fmt: skip
-    maps_backward_kernel[(triton.cdiv(n, 64), all_branches)](
-        grad, d, from_grad, from_map, constant, d_maps, branches, n, k, c,
-        BLOCK=64, **blocks, PRECISION=dot_precision(d.dtype), num_warps=4,
-    )  # fmt: skip
-    return d_maps, d_pointwise, d_mix

@@ -1,6 +1,7 @@
 """Cosines of all pairs of rows: row normalisation and Gram matrix in one kernel, and the gradient of its rows.
 
-Offsets of rows are 64-bit throughout, so tensors may pass 2^31 elements. float32 and float64.
+Offsets of rows are 64-bit throughout, so tensors may pass 2^31 elements. float32 and float64; bfloat16 and float16 are read as they are and
+computed in float32.
 """
 
 from __future__ import annotations
@@ -8,18 +9,19 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from pamkd.kernels._shared import check_grid, dot_precision
 from torch import Tensor
+
+from pamkd.kernels._shared import check_grid, computed, dot_precision, row_columns, widened
 
 
 @triton.jit
 def row_scale(e_ptr, rows, inside, d, BLOCK_D: tl.constexpr):
     """1 / max(norm, 1e-8) of rows [B] of e [*, d]. Sums squares relative to the largest value so far: none overflows."""
-    largest = tl.zeros(rows.shape, e_ptr.dtype.element_ty)
-    total = tl.zeros(rows.shape, e_ptr.dtype.element_ty)
+    largest = widened(tl.zeros(rows.shape, e_ptr.dtype.element_ty))
+    total = tl.zeros(rows.shape, largest.dtype)
     for start in range(0, d, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)
-        x = tl.load(e_ptr + rows[:, None] * d + column[None, :], mask=inside[:, None] & (column < d)[None, :], other=0.0)
+        x = widened(tl.load(e_ptr + rows[:, None] * d + column[None, :], mask=inside[:, None] & (column < d)[None, :], other=0.0))
         larger = tl.maximum(largest, tl.max(tl.abs(x), 1))
         unit = tl.where(larger > 0, larger, 1.0)
         x = x / unit[:, None]
@@ -27,7 +29,7 @@ def row_scale(e_ptr, rows, inside, d, BLOCK_D: tl.constexpr):
         total = total * shrink * shrink + tl.sum(x * x, 1)
         largest = larger
     norm = largest * tl.sqrt(total)
-    return tl.where(norm > 1e-8, 1.0 / norm, 1e8).to(e_ptr.dtype.element_ty)
+    return tl.where(norm > 1e-8, 1.0 / norm, 1e8).to(norm.dtype)
 
 
 @triton.jit
@@ -35,13 +37,13 @@ def cosine_tile(
     e_ptr, rows, scale, inside, others, other_scale, other_inside, d, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr
 ):  # -> [rows, others]
     """Products of normalised rows. Rows are scaled before the product, so that large ones do not overflow in it."""
-    acc = tl.zeros((rows.shape[0], others.shape[0]), e_ptr.dtype.element_ty)
+    acc = tl.zeros((rows.shape[0], others.shape[0]), scale.dtype)
     for start in range(0, d, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)
         within = column < d
         x = tl.load(e_ptr + rows[:, None] * d + column[None, :], mask=inside[:, None] & within[None, :], other=0.0)
         y = tl.load(e_ptr + others[:, None] * d + column[None, :], mask=other_inside[:, None] & within[None, :], other=0.0)
-        x, y = x * scale[:, None], y * other_scale[:, None]
+        x, y = widened(x) * scale[:, None], widened(y) * other_scale[:, None]
         acc = tl.dot(x, tl.trans(y), acc, input_precision=PRECISION, out_dtype=acc.dtype)  # [I, D] @ [D, J] -> [I, J]
     return acc
 
@@ -114,8 +116,8 @@ def gram_backward_kernel(
     e_ptr, out_ptr, scale_ptr = e_ptr + k * n * d, out_ptr + k * n * d, scale_ptr + k * n
     row, column = i * BLOCK + tl.arange(0, BLOCK), part * BLOCK_D + tl.arange(0, BLOCK_D)
     m_row, m_column = row < n, column < d
-    acc = tl.zeros((BLOCK, BLOCK_D), e_ptr.dtype.element_ty)
-    own = tl.zeros((BLOCK,), e_ptr.dtype.element_ty)
+    acc = tl.zeros((BLOCK, BLOCK_D), scale_ptr.dtype.element_ty)
+    own = tl.zeros((BLOCK,), scale_ptr.dtype.element_ty)
     for start in range(0, n, BLOCK):
         other = (start + tl.arange(0, BLOCK)).to(tl.int64)
         m_other = other < n
@@ -123,13 +125,13 @@ def gram_backward_kernel(
         both = tl.load(grad_ptr + row[:, None] * n + other[None, :], mask=inside, other=0.0)
         both += tl.load(grad_ptr + other[None, :] * n + row[:, None], mask=inside, other=0.0)
         cosine = tl.load(cosine_ptr + row[:, None] * n + other[None, :], mask=inside, other=0.0)
-        unit = tl.load(e_ptr + other[:, None] * d + column[None, :], mask=m_other[:, None] & m_column[None, :], other=0.0)
+        unit = widened(tl.load(e_ptr + other[:, None] * d + column[None, :], mask=m_other[:, None] & m_column[None, :], other=0.0))
         unit *= tl.load(scale_ptr + other, mask=m_other, other=0.0)[:, None]
         own += tl.sum(both * cosine, 1)
         acc = tl.dot(both, unit, acc, input_precision=PRECISION, out_dtype=acc.dtype)  # [I, J] @ [J, D] -> [I, D]
     scale = tl.load(scale_ptr + row, mask=m_row, other=0.0)
     inside = m_row[:, None] & m_column[None, :]
-    unit = tl.load(e_ptr + row[:, None] * d + column[None, :], mask=inside, other=0.0) * scale[:, None]
+    unit = widened(tl.load(e_ptr + row[:, None] * d + column[None, :], mask=inside, other=0.0)) * scale[:, None]
     own = tl.where(scale < 1e8, own, 0.0)  # the norm of a shorter row counts as the constant 1e-8
     tl.store(out_ptr + row[:, None] * d + column[None, :], scale[:, None] * (acc - own[:, None] * unit), mask=inside)
 
@@ -141,15 +143,16 @@ def gram(first: Tensor, second: Tensor | None = None, counter: Tensor | None = N
     """
     sets, n, d = first.shape
     total = sets + (0 if second is None else second.shape[0])
-    cosine, scale = first.new_empty(total, n, n), first.new_empty(sets, n)
-    second_scale = None if second is None else second.new_empty(second.shape[:2])
+    dtype = computed(first.dtype)
+    cosine, scale = first.new_empty(total, n, n, dtype=dtype), first.new_empty(sets, n, dtype=dtype)
+    second_scale = None if second is None else second.new_empty(second.shape[:2], dtype=dtype)
     # Small batches take small tiles: more programs.
     block = 32 if n <= 256 or first.dtype == torch.float64 else 64
     tiles = triton.cdiv(n, block)
     check_grid("pairwise_cosine", rows=tiles, sets=total)
     gram_kernel[(tiles, tiles, total)](
         first, second, cosine, scale, second_scale, counter, sets, n, d, d if second is None else second.shape[2],
-        BLOCK=block, BLOCK_D=16, PRECISION=dot_precision(first.dtype), num_warps=block // 8, num_stages=2,
+        BLOCK=block, BLOCK_D=row_columns(first.dtype), PRECISION=dot_precision(dtype), num_warps=block // 8, num_stages=2,
     )  # fmt: skip
     return cosine, scale, second_scale
 
@@ -165,10 +168,10 @@ def pairwise_cosine_backward(grad: Tensor, embeddings: Tensor, cosine: Tensor, s
     embeddings = embeddings.contiguous()
     sets, n, d = embeddings.shape
     out = torch.empty_like(embeddings)
-    block_d = 64
+    block_d = 64 if embeddings.dtype == scale.dtype else 32  # what is widened takes registers
     check_grid("pairwise_cosine_backward", columns=triton.cdiv(d, block_d), sets=sets)
     gram_backward_kernel[(triton.cdiv(n, 32), triton.cdiv(d, block_d), sets)](
         grad.contiguous(), embeddings, cosine, scale, out, n, d,
-        BLOCK=32, BLOCK_D=block_d, PRECISION=dot_precision(embeddings.dtype), num_warps=8, num_stages=2,
+        BLOCK=32, BLOCK_D=block_d, PRECISION=dot_precision(scale.dtype), num_warps=8, num_stages=2,
     )  # fmt: skip
     return out

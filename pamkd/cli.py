@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ Command = Callable[[list[str]], int]
 
 
 def _search(argv: list[str]) -> int:
+    from pamkd.distributed import is_main_process
     from pamkd.runs.config import SearchConfig
     from pamkd.runs.options import parse
     from pamkd.runs.search import default_out, search
@@ -18,6 +20,8 @@ def _search(argv: list[str]) -> int:
 
     config = default_out(parse(SearchConfig, argv, PRESETS, "pamkd search"))
     result = search(config)
+    if not is_main_process():
+        return 0
     print(f"retained learner {result.learner}: validation loss {result.valid_loss[result.learner]:.4f}, ", end="")
     print(f"accuracy {100 * result.valid_accuracy[result.learner]:.2f} %")
     print(result.genotype.describe())
@@ -138,9 +142,11 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "doctor": (_doctor, "check every operation on every device of this machine"),
 }
 
+DISTRIBUTED = ("search", "evaluate")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; wrong input ends in one sentence on stderr and exit status 2, an interrupted run in 130."""
+    """Run a command; wrong input ends in one sentence on stderr and exit status 2, an interrupted run in 130 (under torchrun 0)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print("usage: pamkd COMMAND [--help | options]\n")
@@ -152,13 +158,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"pamkd: unknown command {words[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if words[0] not in DISTRIBUTED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(f"pamkd: {words[0]} runs in one process: start it without torchrun ({', '.join(DISTRIBUTED)} use it)", file=sys.stderr)
+        return 2
     from pamkd.runs.errors import USER_ERRORS, Interrupted
 
     try:
         return COMMANDS[words[0]][0](words[1:])
     except Interrupted as error:
         print(f"pamkd: {error}", file=sys.stderr)
-        return 130
+        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130  # torchrun would start again what ended with another status
     except USER_ERRORS as error:
         print(f"pamkd: {error}", file=sys.stderr)
         return 2

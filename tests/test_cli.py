@@ -68,7 +68,7 @@ def test_killed_run_resumes_to_the_same_result(whole, tmp_path, how):
 
 BAD = {
     "": 2,
-    "serch": "unknown command 'serch'; commands are search, evaluate",
+    "serch": "unknown command 'serch'; commands are search, plan, evaluate",
     "search --preset nas": "unknown preset 'nas'; known are darts-cifar10",
     "search --group-size 1": "group_size is 1",
     "search --out nothing --resume": "there is no run in nothing",

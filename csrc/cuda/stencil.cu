@@ -1,4 +1,4 @@
-// pamkd::stencils_forward and pamkd::stencils_backward on the GPU: checks and launches.
+// pamkd::stencils_forward, stencils_backward and stencils_input on the GPU: checks and launches.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -43,17 +43,21 @@ bool whole_vectors(const Tensor& tensor, int64_t channels) {
   return channels * int64_t(tensor.element_size()) % 16 == 0 && reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
 }
 
-// x [models, images, height, width, channels]; the limits keep offsets within one image, and the grid, in 32 bits.
-StencilShape make_shape(const Tensor& x, const Tensor& weights, const std::vector<int64_t>& kernels, const std::vector<int64_t>& dilations,
-                        int64_t stride, bool pools) {
-  check_shape(kName, "x", x, {-1, -1, -1, -1, -1});
-  check_same(kName, "weights", weights, x);
+void check_convolutions(const std::vector<int64_t>& kernels, const std::vector<int64_t>& dilations, int64_t stride) {
   if (kernels.size() != dilations.size() || int64_t(kernels.size()) > kMaxBranches)
     invalid(kName, ": ", kernels.size(), " kernel sizes and ", dilations.size(), " dilations; needed is one each for at most ", kMaxBranches, " convolutions");
   for (size_t i = 0; i < kernels.size(); i++)
     if ((kernels[i] != 3 && kernels[i] != 5) || (dilations[i] != 1 && dilations[i] != 2))
       invalid(kName, ": kernel size ", kernels[i], " with dilation ", dilations[i], "; needed is 3 or 5 with 1 or 2");
   if (stride != 1 && stride != 2) invalid(kName, ": stride is ", stride, "; needed is 1 or 2");
+}
+
+// x [models, images, height, width, channels]; the limits keep offsets within one image, and the grid, in 32 bits.
+StencilShape make_shape(const Tensor& x, const Tensor& weights, const std::vector<int64_t>& kernels, const std::vector<int64_t>& dilations,
+                        int64_t stride, bool pools) {
+  check_shape(kName, "x", x, {-1, -1, -1, -1, -1});
+  check_same(kName, "weights", weights, x);
+  check_convolutions(kernels, dilations, stride);
   if (x.size(0) * x.size(1) > 65535 || x.size(2) * x.size(3) * x.size(4) > INT_MAX)
     invalid(kName, ": x has shape ", shape_of(x), "; models times images may be 65535, and an image have 2^31 - 1 elements: use smaller batches");
   const StencilShape shape = stencil_shape(int(x.size(0)), int(x.size(1)), int(x.size(4)), int(x.size(2)), int(x.size(3)), int(stride), pools,
@@ -114,7 +118,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
     constexpr int S = decltype(step)::value;
     if (need_x) {
       const dim3 grid = stencil_grid<T>(shape, shape.height, shape.width, kInputRows);
-      stencil_input<T, S><<<grid, kThreads, kInputShared<T, S>, device.stream>>>(shape, data<T>(grad), data<T>(x), data<T>(weights), data<T>(dx));
+      stencil_input<T, S><<<grid, kThreads, kInputShared<T, S>, device.stream>>>(shape, data<T>(grad), data<T>(x), data<T>(weights), data<T>(dx), false, false);
       check_launch();
     }
     if (!need_weights || shape.weights == 0) return;
@@ -130,10 +134,60 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_, const Tensor& x_, const
   return {dx, dweights};
 }
 
+// Elements from one pixel of a map [..., height, width, channels] to the next; its pixels must follow each other evenly.
+int64_t pitch_of(const char* name, const Tensor& map) {
+  const int64_t last = map.dim() - 1, pitch = map.stride(last - 1);
+  int64_t expected = pitch;
+  bool even = map.stride(last) == 1 || map.size(last) == 1;
+  for (int64_t i = last - 1; i >= 0; i--) {
+    even = even && (map.size(i) == 1 || map.stride(i) == expected);
+    expected *= map.size(i);
+  }
+  if (!even) invalid(kName, ": ", name, " has shape ", shape_of(map), " with pixels that do not follow each other evenly; needed is a slice of channels");
+  return pitch;
+}
+
+// The gradient of x, into dx or onto it; schema in pamkd/ops/stencils.py. `paired` has no pools.
+void input(const Tensor& grad_, const Tensor& x, const Tensor& weights, std::vector<int64_t> kernels, std::vector<int64_t> dilations,
+                   std::vector<int64_t> offsets, int64_t stride, bool pools, bool paired, bool add, Tensor dx) {
+  const Device device(x);
+  const Tensor grad = dense(grad_);
+  check_convolutions(kernels, dilations, stride);
+  check_same(kName, "weights", weights, x), check_same(kName, "grad", grad, x), check_same(kName, "dx", dx, x);
+  const int64_t d = paired, branches = int64_t(kernels.size());
+  if (x.dim() != 5 + d || shape_of(x) != shape_of(dx) || (paired && x.size(0) != branches) || int64_t(offsets.size()) != branches || (paired && pools))
+    invalid(kName, ": x has shape ", shape_of(x), " and dx ", shape_of(dx), " for ", branches, " convolutions and ", offsets.size(), " offsets");
+  const int64_t models = x.size(d), images = x.size(d + 1), channels = x.size(d + 4), pitch = pitch_of("x", x);
+  StencilShape shape = stencil_shape(int(models), int(images), int(channels), int(x.size(d + 2)), int(x.size(d + 3)), int(stride), pools, false,
+                                     kernels, dilations);
+  if ((paired ? branches : 1) * models * images > 65535 || x.size(d + 2) * x.size(d + 3) * pitch > INT_MAX)
+    invalid(kName, ": x has shape ", shape_of(x), "; models times images may be 65535, and an image have 2^31 - 1 elements: use smaller batches");
+  if (pitch_of("dx", dx) != pitch) invalid(kName, ": a pixel of dx has ", pitch_of("dx", dx), " elements and one of x ", pitch, "; needed is one number");
+  check_shape(kName, "grad", grad, {branches + 2 * pools, models, images, shape.to_height, shape.to_width, channels});
+  check_shape(kName, "weights", weights, {models, -1});
+  for (int64_t i = 0; i < branches; i++) {
+    if (offsets[i] < 0 || offsets[i] + channels * kernels[i] * kernels[i] > weights.size(1))
+      invalid(kName, ": weights ", i, " begin at ", offsets[i], " of ", weights.size(1));
+    shape.offset[i] = int(offsets[i]);
+  }
+  shape.pitch = int(pitch), shape.parameters = int(weights.stride(0));
+  shape.aligned = whole_vectors(x, channels) && whole_vectors(x, pitch) && whole_vectors(dx, channels) && whole_vectors(grad, channels);
+  if (x.numel() == 0) return;
+  dispatch(x, stride, [&](auto zero, auto step) {
+    using T = decltype(zero);
+    constexpr int S = decltype(step)::value;
+    dim3 grid = stencil_grid<T>(shape, shape.height, shape.width, kInputRows);
+    if (paired) grid.z *= unsigned(branches);
+    stencil_input<T, S><<<grid, kThreads, kInputShared<T, S>, device.stream>>>(shape, data<T>(grad), data<T>(x), data<T>(weights), data<T>(dx), paired, add);
+    check_launch();
+  });
+}
+
 }  // namespace
 }  // namespace pamkd
 
 STABLE_TORCH_LIBRARY_IMPL(pamkd, CUDA, m) {
   m.impl("stencils_forward", TORCH_BOX(&pamkd::forward));
   m.impl("stencils_backward", TORCH_BOX(&pamkd::backward));
+  m.impl("stencils_input", TORCH_BOX(&pamkd::input));
 }

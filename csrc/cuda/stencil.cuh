@@ -2,7 +2,7 @@
 // max and average pool 3x3, all read from one halo tile. Kernels: stencil_forward.cuh, stencil_input.cuh (gradient of x),
 // stencil_weight.cuh (gradient of the weights). This file has what they share: shape, tile geometry, loading.
 //
-// Maps are [models, images, height, width, channels], dense; outputs and their gradients [maps, models, images, to_height,
+// Maps are [models, images, height, width, channels], dense but for x, whose rows may be wider; outputs and their gradients [maps, models, images, to_height,
 // to_width, channels] with the convolutions first, then max and average pool. Weights [models, weights] hold one block
 // [channels, k, k] per convolution.
 //
@@ -34,8 +34,10 @@ struct StencilShape {
   int models, images, channels, height, width, to_height, to_width;
   int branches;  // depthwise convolutions
   bool pools;
-  bool aligned;  // every vector of channels is whole and starts at a 16-byte boundary
-  int weights;   // elements per model
+  bool aligned;    // every vector of channels is whole and starts at a 16-byte boundary
+  int pitch;       // elements from one pixel of x to the next
+  int weights;     // elements per model
+  int parameters;  // elements from one model's weights to the next's
   int kernel[kMaxBranches], dilation[kMaxBranches], offset[kMaxBranches];  // offset of the block of weights
 };
 
@@ -47,11 +49,12 @@ inline StencilShape stencil_shape(int models, int images, int channels, int heig
   StencilShape shape{};
   shape.models = models, shape.images = images, shape.channels = channels, shape.height = height, shape.width = width;
   shape.to_height = ceil_div(height, stride), shape.to_width = ceil_div(width, stride);
-  shape.branches = int(kernel.size()), shape.pools = pools, shape.aligned = aligned;
+  shape.branches = int(kernel.size()), shape.pools = pools, shape.aligned = aligned, shape.pitch = channels;
   for (int i = 0; i < shape.branches; i++) {
     shape.kernel[i] = int(kernel[i]), shape.dilation[i] = int(dilation[i]), shape.offset[i] = shape.weights;
     shape.weights += channels * shape.kernel[i] * shape.kernel[i];
   }
+  shape.parameters = shape.weights;
   return shape;
 }
 
@@ -77,7 +80,7 @@ struct Work {
   int lane, column, group;     // in the block
   int first_row, first_column;  // of the block's tile in the map
   int first_channel;            // of the block
-  long long image;              // model * images + image
+  long long image;              // model * images + image; with an x for each convolution + convolution * models * images
   int model;
   Place<T> place;  // of this thread's vector
 
@@ -86,22 +89,23 @@ struct Work {
     const int across = ceil_div(width, kColumns), tile = blockIdx.x;
     first_row = tile / across * rows, first_column = tile % across * kColumns;
     first_channel = blockIdx.y * kChunk<T>;
-    image = blockIdx.z, model = blockIdx.z / shape.images;
+    image = blockIdx.z, model = blockIdx.z / shape.images % shape.models;
     place = {shape.channels - first_channel - lane * kVector<T>, shape.aligned};
   }
   __device__ int channel() const { return first_channel + lane * kVector<T>; }
 };
 
-// Copies H x W pixels of a map, from (row, column) on, into a tile; beyond the map's edges the tile is 0.
+// Copies H x W pixels of a map, from (row, column) on, into a tile; beyond the map's edges the tile is 0. `pixel` is the number of
+// elements from one pixel of the map to the next.
 template <class T, int H, int W>
-__device__ inline void load_tile(T* tile, const T* map, const Work<T>& work, int row, int column, int height, int width, int channels) {
-  const T* image = map + work.image * height * width * channels;
+__device__ inline void load_tile(T* tile, const T* map, const Work<T>& work, int row, int column, int height, int width, int pixel) {
+  const T* image = map + work.image * height * width * pixel;
   for (int i = threadIdx.x; i < H * W * kLanes; i += kThreads) {  // the lane stays the thread's own
-    const int pixel = i / kLanes, r = pixel / W, q = pixel % W;
+    const int r = i / kLanes / W, q = i / kLanes % W;
     const bool inside = row + r >= 0 && row + r < height && column + q >= 0 && column + q < width;
     Place<T> place = work.place;
     if (!inside) place.count = 0;
-    const int at = inside ? ((row + r) * width + column + q) * channels + work.channel() : 0;
+    const int at = inside ? ((row + r) * width + column + q) * pixel + work.channel() : 0;
     *reinterpret_cast<Packed<T>*>(tile + (r * pitch(W) + q) * kChunk<T> + work.lane * kVector<T>) = place.read(image + at);
   }
 }
@@ -122,7 +126,7 @@ __device__ inline void rectify(T* tile, const Work<T>& work) {
 template <class T>
 __device__ inline void load_taps(float* taps, const T* weights, const StencilShape& shape, const Work<T>& work, int branch) {
   const int size = shape.kernel[branch] * shape.kernel[branch];
-  const T* from = weights + (long long)work.model * shape.weights + shape.offset[branch] + work.first_channel * size;
+  const T* from = weights + (long long)work.model * shape.parameters + shape.offset[branch] + work.first_channel * size;
   for (int i = threadIdx.x; i < size * kChunk<T>; i += kThreads) {
     const int channel = i / size;
     taps[i % size * kChunk<T> + channel] = work.first_channel + channel < shape.channels ? widened(from[i]) : 0;

@@ -91,9 +91,11 @@ __device__ inline void each_window(const StencilShape& shape, const Work<T>& wor
 
 __device__ inline int samples(int center, int size) { return 1 + (center > 0) + (center + 1 < size); }
 
+// dx, or with `add` what it is to be added to, has the rows of x. `paired`: each convolution has an x and a dx of its own,
+// [convolutions, models, images, ...], and a block one of them.
 template <class T, int S>
 __global__ void __launch_bounds__(kThreads, 4) stencil_input(const StencilShape shape, const T* __restrict__ grad, const T* __restrict__ x,
-                                                          const T* __restrict__ weights, T* __restrict__ dx) {
+                                                          const T* __restrict__ weights, T* __restrict__ dx, const bool paired, const bool add) {
   constexpr int V = kVector<T>;
   extern __shared__ __align__(16) unsigned char shared[];
   T* tile = reinterpret_cast<T*>(shared);
@@ -107,16 +109,17 @@ __global__ void __launch_bounds__(kThreads, 4) stencil_input(const StencilShape 
     load_tile<T, Tile::kSide, Tile::kSide>(tile, grad + index * map, work, work.first_row / S - Tile::kBefore,
                                            work.first_column / S - Tile::kBefore, shape.to_height, shape.to_width, shape.channels);
   };
+  const int own = blockIdx.z / shape.images / shape.models;  // with `paired`; its gradient lies at work.image
   float sum[kInputPixels][V] = {};
-  for (int branch = 0; branch < shape.branches; branch++) {
-    with_kernel(shape, branch, [&](auto kernel) { load_gradient(GradientTile<S, decltype(kernel)::reach>{}, branch); });
+  for (int branch = paired ? own : 0; branch < (paired ? own + 1 : shape.branches); branch++) {
+    with_kernel(shape, branch, [&](auto kernel) { load_gradient(GradientTile<S, decltype(kernel)::reach>{}, paired ? 0 : branch); });
     load_taps(taps, weights, shape, work, branch);
     __syncthreads();
     with_kernel(shape, branch, [&](auto kernel) { spread<T, S>(kernel, tile, taps, work, sum); });
     __syncthreads();
   }
   const int row = work.first_row + work.group * kInputPixels, column = work.first_column + work.column;
-  const auto pixel = [&](int p) { return ((work.image * shape.height + row + p) * shape.width + column) * shape.channels + work.channel(); };
+  const auto pixel = [&](int p) { return ((work.image * shape.height + row + p) * shape.width + column) * shape.pitch + work.channel(); };
 #pragma unroll
   for (int p = 0; p < kInputPixels; p++) {  // through relu
     if (row + p >= shape.height || column >= shape.width) continue;
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 4) stencil_input(const StencilShape 
     using Tile = GradientTile<S, 1>;
     constexpr int kSide = (Tile::kSide - 1) * S + 3;
     load_tile<T, kSide, kSide>(tile, x, work, work.first_row - Tile::kBefore * S - 1, work.first_column - Tile::kBefore * S - 1,
-                               shape.height, shape.width, shape.channels);
+                               shape.height, shape.width, shape.pitch);
     __syncthreads();
     find_maxima<T, S>(first, tile, shape, work);
     __syncthreads();
@@ -157,8 +160,15 @@ __global__ void __launch_bounds__(kThreads, 4) stencil_input(const StencilShape 
     });
   }
 #pragma unroll
-  for (int p = 0; p < kInputPixels; p++)
-    if (row + p < shape.height && column < shape.width) work.place.write(dx + pixel(p), sum[p]);
+  for (int p = 0; p < kInputPixels; p++) {
+    if (row + p >= shape.height || column >= shape.width) continue;
+    if (add) {
+      const Packed<T> before = work.place.read(dx + pixel(p));
+#pragma unroll
+      for (int v = 0; v < V; v++) sum[p][v] += widened(before.values[v]);
+    }
+    work.place.write(dx + pixel(p), sum[p]);
+  }
 }
 
 }  // namespace pamkd

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pamkd.distributed import WHOLE, Columns
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -62,17 +64,19 @@ class Augment:
         self.resized_crop, self.color_jitter = resized_crop, color_jitter
         self._constants: dict[tuple[torch.device, torch.dtype, bool], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return self.apply(images, self.draw(images, generator))
+    def __call__(self, images: Tensor, generator: torch.Generator, columns: Columns = WHOLE) -> Tensor:
+        return self.apply(images, self.draw(images, generator, columns))
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> Draws:
-        """The random numbers for a batch, on the device of the images."""
+    def draw(self, images: Tensor, generator: torch.Generator, columns: Columns = WHOLE) -> Draws:
+        """The random numbers for a batch, on the device of the images; those of this column's images where it is split."""
         count, _, height, width = images.shape
+        count = columns.whole(count)
 
         def below(bound: int, on: bool) -> Tensor | None:
             if not on:
                 return None
-            return torch.randint(bound, (count,), generator=generator, device=generator.device).to(images.device, non_blocking=True)
+            drawn = torch.randint(bound, (count,), generator=generator, device=generator.device)
+            return columns.part(drawn).to(images.device, non_blocking=True)
 
         crop, erase = self.padding > 0, self.cutout > 0
         top, left = below(2 * self.padding + 1, crop), below(2 * self.padding + 1, crop)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from pamkd.data.augment import Augment
 from pamkd.data.datasets import ImageFiles, Images
 from pamkd.data.randomness import derived_seed, generator
+from pamkd.distributed import WHOLE, Columns
 
 
 class Batches:
@@ -28,6 +29,9 @@ class Batches:
     The order of epoch e is drawn from (seed, stream, e), the augmentation of its step s from (seed, stream, e, s). Transforms of the
     user's dataset that draw from the global generators of PyTorch, NumPy or Python get (seed, stream, e, position) as seed, whatever the
     number of `workers`, the processes that read items of datasets that are not in memory.
+
+    Where `columns` split batches, images are this column's part of each batch, labels those of the whole. A part alone is read, and
+    augmented with the random numbers of the whole; only an augmentation of the user's own, which may mix images, sees whole batches.
 
     Raises ValueError for an empty dataset, a batch size below 1, one larger than the data with `drop_last`, and on reading for
     images of unlike shapes or unusable types and for labels that are not below `classes`.
@@ -47,6 +51,7 @@ class Batches:
         workers: int = 0,
         drop_last: bool = True,
         shuffle: bool = True,
+        columns: Columns = WHOLE,
     ) -> None:
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
             raise ValueError(f"the {stream} dataset is a {type(dataset).__name__}: needed is a map-style one, with __len__ and __getitem__")
@@ -66,7 +71,7 @@ class Batches:
             raise ValueError(f"resized_crop needs a dataset read from files, such as imagenet; {stream} is a {type(dataset).__name__}")
         self._dataset, self._augment, self._device = dataset, augment, torch.device(device)
         self._seed, self._stream, self._classes = seed, stream, classes
-        self._size, self._workers, self._shuffle = batch_size, workers, shuffle
+        self._size, self._workers, self._shuffle, self._columns = batch_size, workers, shuffle, columns
         self._steps = count // batch_size if drop_last else -(-count // batch_size)
         self._idle: list[_Loader] = []  # whose workers wait for the next epoch
 
@@ -74,26 +79,32 @@ class Batches:
         """Steps of an epoch."""
         return self._steps
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from `start_step` on; none when it equals `len(self)`."""
+    def epoch(self, epoch: int, start_step: int = 0, stride: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every `stride`-th batch of an epoch from `start_step` on; none when it equals `len(self)`."""
         if not 0 <= start_step <= self._steps:
             raise ValueError(f"start_step is {start_step}: an epoch of the {self._stream} dataset has {self._steps} steps")
         order = self._indices
         if self._shuffle:
             order = order[torch.randperm(len(order), generator=generator(self._seed, self._stream, "order", epoch))]
-        rows = order.split(self._size)[start_step : self._steps]
-        read = self._read_memory(rows) if isinstance(self._dataset, Images) else self._read_items(rows, epoch, start_step)
-        for step, (images, labels) in enumerate(read, start_step):
+        steps, columns = range(start_step, self._steps, stride), self._columns
+        early = self._augment is None or isinstance(self._augment, Augment)
+        places = torch.arange(len(order)).split(self._size)
+        places = [columns.part(places[step]) if early else places[step] for step in steps]
+        read = self._read_memory(order, places) if isinstance(self._dataset, Images) else self._read_items(order, places, epoch)
+        for step, (images, labels) in zip(steps, read, strict=True):
             if self._classes is not None and labels.max() >= self._classes:
                 raise ValueError(
                     f"a label of the {self._stream} dataset is {labels.max()}: needed is a number below {self._classes}, the classes"
                 )
             images, labels = (part.to(self._device, non_blocking=True) for part in (images, labels))
-            if self._augment is not None:
-                images = self._augment(images, generator(self._seed, self._stream, "augment", epoch, step))
+            random = generator(self._seed, self._stream, "augment", epoch, step)
+            if not early:
+                images = columns.part(self._augment(images, random))
+            elif self._augment is not None:
+                images = self._augment(images, random, columns)
             elif images.dtype == torch.uint8:
                 images = images.float().div_(255)
-            yield images, labels
+            yield images, columns.group.all_gather(labels).flatten() if early else labels
 
     def forever(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Epoch after epoch, after the first `start` batches of the whole stream."""
@@ -102,16 +113,14 @@ class Batches:
             yield from self.epoch(epoch, step)
             epoch, step = epoch + 1, 0
 
-    def _read_memory(self, rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        return map(self._dataset.read, rows)
+    def _read_memory(self, order: Tensor, places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self._dataset.read(order[batch]) for batch in places)
 
-    def _read_items(self, rows: Sequence[Tensor], epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        first = start_step * self._size
+    def _read_items(self, order: Tensor, places: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         keys = []
-        for batch in rows:
-            seeds = (derived_seed(self._seed, self._stream, "item", epoch, first + place) for place in range(len(batch)))
-            keys.append(list(zip(batch.tolist(), seeds, strict=True)))
-            first += len(batch)
+        for batch in places:
+            seeds = (derived_seed(self._seed, self._stream, "item", epoch, place) for place in batch.tolist())
+            keys.append(list(zip(order[batch].tolist(), seeds, strict=True)))
         # Two epochs that are read at the same time have a loader each; one that is left early takes its unread batches with it.
         loader = self._idle.pop() if self._idle else _Loader(_Items(self._dataset, self._augment), self._workers, self._device)
         try:

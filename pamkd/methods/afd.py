@@ -89,17 +89,19 @@ class Afd(OneSet):
             weights = torch.cat([encoders[-1], learner.w[len(encoders[-1]) :]])
             maps.append(learner.network.feature_map(weights, learner.alphas.detach(), train.images))
         layout = judge_layout(maps[0].shape[1], maps[0].shape[2])
+        here = self.rows.indices(len(learners))
+        (everybody,) = self.rows.gather([[features.detach()] for features in maps])
         if not self._judges:
-            self._judges = [self._fresh_judge(layout, k).to(maps[0]) for k in range(len(learners))]
+            self._judges = [self._fresh_judge(layout, k).to(maps[0]) for k in here]
             self._judge_adam = [Adam.like(judge) for judge in self._judges]
-        for k, learner in enumerate(learners):
-            judge = self._judges[k].detach().requires_grad_()
-            real, fake = judgement(judge, layout, maps[k - 1].detach()), judgement(judge, layout, maps[k].detach())
+        for i, (k, learner) in enumerate(zip(here, learners, strict=True)):
+            judge = self._judges[i].detach().requires_grad_()
+            real, fake = judgement(judge, layout, everybody[k - 1]), judgement(judge, layout, everybody[k])
             (grad,) = torch.autograd.grad(((1 - real).square() + fake.square()).mean(), judge)
-            self._judges[k] = self._judge_adam[k].update(self._judges[k], grad, self._lr, self.adversarial_decay)
-            loss = (1 - judgement(self._judges[k], layout, maps[k])).square().mean()
-            (grad,) = self.passes.backward("adversarial", learner, [loss], [encoders[k]])
-            encoder = self._encoder_adam[k].update(encoders[k].detach(), grad, self._lr, self.adversarial_decay)
+            self._judges[i] = self._judge_adam[i].update(self._judges[i], grad, self._lr, self.adversarial_decay)
+            loss = (1 - judgement(self._judges[i], layout, maps[i])).square().mean()
+            (grad,) = self.passes.backward("adversarial", learner, [loss], [encoders[i]])
+            encoder = self._encoder_adam[i].update(encoders[i].detach(), grad, self._lr, self.adversarial_decay)
             learner.w = torch.cat([encoder, learner.w[len(encoder) :]])
 
     def _fresh_judge(self, layout: Layout, k: int) -> Tensor:
@@ -113,19 +115,19 @@ class Afd(OneSet):
         return flat
 
     def state(self) -> dict[str, Tensor]:
-        state = super().state()
+        state, here = super().state(), self.rows.indices(len(self._encoder_adam))
         for name, adams in (("judge_adam", self._judge_adam), ("encoder_adam", self._encoder_adam)):
-            state |= {f"{name}.{k}.{part}": value for k, adam in enumerate(adams) for part, value in vars(adam).items()}
-        return state | {f"judge.{k}": judge for k, judge in enumerate(self._judges)}
+            state |= {f"{name}.{k}.{part}": value for k, adam in zip(here, adams, strict=False) for part, value in vars(adam).items()}
+        return state | {f"judge.{k}": judge for k, judge in zip(here, self._judges, strict=False)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
-        count, device = len(self._encoder_adam), self._encoder_adam[0].first.device
-        there = range(count if "judge.0" in state else 0)
+        here, device = self.rows.indices(len(self._encoder_adam)), self._encoder_adam[0].first.device
+        there = here if "judge.0" in state else ()
         parts = ("first", "second", "steps")
         self._judges = [state[f"judge.{k}"].to(device) for k in there]
         self._judge_adam = [Adam(*(state[f"judge_adam.{k}.{part}"].to(device) for part in parts)) for k in there]
-        self._encoder_adam = [Adam(*(state[f"encoder_adam.{k}.{part}"].to(device) for part in parts)) for k in range(count)]
+        self._encoder_adam = [Adam(*(state[f"encoder_adam.{k}.{part}"].to(device) for part in parts)) for k in here]
 
 
 def judge_layout(channels: int, side: int) -> Layout:

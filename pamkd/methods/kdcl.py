@@ -37,7 +37,7 @@ class Kdcl(OneSet):
 
     def measure(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         if self.rule == "general":
-            self._shares = covariance_weights(predictions(learners, "w", valid()))
+            self._shares = covariance_weights(predictions(learners, "w", valid(), self.rows))
 
     def targets(self, outputs: Output, batch: Batch, seed: int) -> Tensor:
         return ensemble(self.rule, outputs.logits, batch.labels, self._shares, self.temperature)[0]

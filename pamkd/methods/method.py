@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pamkd.distributed import ALL_HERE, Rows
 from pamkd.trilevel.difference import DEFAULT_FD_STEP
+from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.passes import Batch, Passes
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Learner
@@ -34,7 +36,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class StepTensors:
-    """A `StepReport` on the device: [K] and, for the flow, [K, K]; None where all entries are left out."""
+    """A `StepReport` on the device: an entry for each learner that is here and, for the flow, [K, K]; None where all are left out."""
 
     train_loss: Tensor | None = None
     train_loss_v: Tensor | None = None
@@ -44,9 +46,12 @@ class StepTensors:
     distill_loss: Tensor | None = None
     flow: Tensor | None = None  # None: nobody was taught
 
-    def read(self, learners: int) -> StepReport:
-        """Waits for the device, once."""
+    def read(self, here: int, rows: Rows = ALL_HERE) -> StepReport:
+        """Of all learners, `here` of which are here. Waits for the device, once."""
+        learners = rows.count(here)
         there = {name: value.double() for name, value in vars(self).items() if value is not None}
+        names = [name for name in there if name != "flow"]
+        there |= zip(names, rows.gather([list(values) for values in zip(*(there[name] for name in names), strict=True)]), strict=True)
         numbers = iter(torch.cat([value.flatten() for value in there.values()]).tolist())
         nothing = {name: [math.nan] * learners for name in vars(self)} | {"flow": [0.0] * learners**2}
         lists = {name: [next(numbers) for _ in entries] if name in there else entries for name, entries in nothing.items()}
@@ -56,7 +61,7 @@ class StepTensors:
 
 @dataclass
 class Method:
-    """K learners' steps. The fields that a subclass adds are its options.
+    """K learners' steps. The fields that a subclass adds are its options. Lists of learners hold those that `rows` has here.
 
     `order` "first" leaves out all terms of the hypergradient but the direct one (Darts1st); `exact` takes the
     second-order terms by double backward instead of finite differences. `seed` starts the method's own networks.
@@ -69,6 +74,7 @@ class Method:
     order: Order = "second"
     exact: bool = False
     seed: int = 0
+    rows: Rows = field(default_factory=Rows)
 
     two_sets: ClassVar[bool] = False  # learners have V and W
     learners: ClassVar[tuple[int, float]] = (1, math.inf)  # fewest and most
@@ -80,10 +86,12 @@ class Method:
 
         Raises Diverged when a number of the step is not finite; learners may then have half of the updates.
         """
-        drawn = self.draw(train, valid, phase=phase, learners=len(learners), seed=seed)
+        drawn = self.draw(train, valid, phase=phase, learners=self.rows.count(len(learners)), seed=seed)
         found, hypergradient = self.take(learners, train, valid, lr=lr, phase=phase, drawn=drawn)
-        self.passes.watch.take().check()
-        return found.read(len(learners)), hypergradient
+        wrong = self.rows.first(self.passes.watch.take().wrong())
+        if wrong:
+            raise Diverged(wrong)
+        return found.read(len(learners), self.rows), hypergradient
 
     def draw(self, train: Batch, valid: Batch, *, phase: Phase, learners: int, seed: int) -> Any:
         """What a step draws on the host: here the seed itself, for draws within the step."""

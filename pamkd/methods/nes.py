@@ -28,8 +28,8 @@ class Nes(OneSet):
         return ensemble_loss(outputs.logits, batch.labels)
 
     def summary(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> dict[str, Any]:
-        logits, labels = zip(*predictions(learners, "w", valid()), strict=True)
-        chosen, losses = forward_selection(torch.cat(logits, 1), torch.cat(labels), len(learners))
+        logits, labels = zip(*predictions(learners, "w", valid(), self.rows), strict=True)
+        chosen, losses = forward_selection(torch.cat(logits, 1), torch.cat(labels), self.rows.count(len(learners)))
         return {"forward_selection": chosen, "ensemble_loss": losses}
 
 

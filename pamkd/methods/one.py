@@ -52,11 +52,11 @@ class One(Ramped):
         self.shared = 0
 
     def start(self, learners: Sequence[Learner]) -> None:
-        stem = learners[0].w[: learners[0].network.stem_size]
-        self.shared = len(stem)
+        self.shared = learners[0].network.stem_size
+        stem = self.rows.gather([[learner.w[: self.shared]] for learner in learners])[0][0]
         for learner in learners:
             learner.w = torch.cat([stem, learner.w[self.shared :]])
-        count, width = len(learners), learners[0].network.stem_width
+        count, width = self.rows.count(len(learners)), learners[0].network.stem_width
         random, bound = torch.Generator().manual_seed(self.seed), 1 / math.sqrt(width)
         linear = torch.empty(count * (width + 1), dtype=stem.dtype).uniform_(-bound, bound, generator=random)
         self._set_modules(torch.cat([linear, torch.ones(count).to(linear), torch.zeros(count).to(linear)]).to(stem.device))

@@ -26,7 +26,7 @@ class OneSet(Method):
     shared: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        self.parts = BiLevelStep(self.passes, sgd=self.sgd, fd_step=self.fd_step)
+        self.parts = BiLevelStep(self.passes, sgd=self.sgd, fd_step=self.fd_step, rows=self.rows)
         self._set_modules(torch.empty(0))
 
     def _set_modules(self, weights: Tensor) -> None:
@@ -69,7 +69,9 @@ class OneSet(Method):
         done = parts.train(learners, train, valid, self, lr=lr, seed=drawn, added=added)
         with torch.no_grad():
             flow = self.flow(done.outputs, train if self.teaches_on == "train" else valid)
-        found = StepTensors(train_loss=torch.stack(done.losses), distill_loss=done.taught, flow=flow.to(done.taught.device))
+        here = self.rows.indices(len(learners))
+        taught = torch.stack([done.taught[k] for k in here])
+        found = StepTensors(train_loss=torch.stack(done.losses), distill_loss=taught, flow=flow.to(taught.device))
         hypergradient = None
         if phase == "search":
             losses, correct, u, hypergradient = parts.validate(learners, valid, self)

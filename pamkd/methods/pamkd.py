@@ -23,7 +23,7 @@ class Pamkd(TwoSets):
 
     def start(self, learners: Sequence[Learner]) -> None:
         if isinstance(self.transfer, EncoderWeights):
-            self.transfer.fit([learner.network for learner in learners])
+            self.transfer.fit([learner.network for learner in learners], self.rows)
 
     def teaching(self) -> Teaching:
         return Teaching(self.transfer, self.weight, pairwise_gaps, "valid")

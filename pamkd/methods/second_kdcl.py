@@ -30,7 +30,7 @@ class SecondKdcl(TwoSets):
 
     def measure(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         if self.rule == "general":
-            self._ensemble.shares = covariance_weights(predictions(learners, "v", valid()))
+            self._ensemble.shares = covariance_weights(predictions(learners, "v", valid(), self.rows))
 
     def state(self) -> dict[str, Tensor]:
         return {} if self._ensemble.shares is None else {"shares": self._ensemble.shares}

@@ -22,7 +22,7 @@ class TwoSets(Method):
     two_sets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        self.parts = TriLevelStep(self.passes, self.teaching(), sgd=self.sgd, fd_step=self.fd_step)
+        self.parts = TriLevelStep(self.passes, self.teaching(), sgd=self.sgd, fd_step=self.fd_step, rows=self.rows)
 
     def teaching(self) -> Teaching:
         """How V teaches W."""
@@ -38,8 +38,8 @@ class TwoSets(Method):
     def take(
         self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
     ) -> tuple[StepTensors, list[Tensor] | None]:
-        parts, teaching, count = self.parts, self.parts.teaching, len(learners)
-        mutual = count > 1
+        parts, teaching, rows = self.parts, self.parts.teaching, self.rows
+        mutual = rows.count(len(learners)) > 1
         if phase == "warmup-v":
             return StepTensors(train_loss_v=torch.stack([parts.train_v(learner, train, lr)[0] for learner in learners])), None
 
@@ -53,15 +53,15 @@ class TwoSets(Method):
             trained = [parts.train_v(learner, train, lr) for learner in learners]
             v_updates = [update for _, update in trained]
             measured = parts.measure(learners, train, valid, drawn)
-            lesson = Lesson.of(measured, drawn)
+            lesson = Lesson.of(measured, drawn, rows)
             flow = teaching.scrutiny(lesson.losses)
             students = self._students(flow)
             of_v = {"train_loss_v": torch.stack([loss for loss, _ in trained]), "flow": flow}
             if teaching.batch == "valid":
-                of_v["valid_loss_v"] = lesson.losses
+                of_v["valid_loss_v"] = torch.stack([loss.detach() for loss in measured.losses])
 
         train_losses, w_updates, taught = [], [], []
-        for k, learner in enumerate(learners):
+        for k, learner in zip(rows.indices(len(learners)), learners, strict=True):
             loss, term, update = parts.train_w(k, learner, train, valid, lesson if k in students else None, lr)
             train_losses.append(loss)
             taught.append(term)
@@ -85,4 +85,6 @@ class TwoSets(Method):
         """The learners that somebody teaches; with static passes all, whose teachers may then have weights of zero."""
         if not self.parts.teaching.weight:
             return []
-        return [k for k, row in enumerate(flow) if self.passes.static or bool((row > 0).any())]
+        if self.passes.static:
+            return list(range(len(flow)))
+        return [k for k, taught in enumerate((flow > 0).any(1).tolist()) if taught]

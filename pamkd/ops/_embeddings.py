@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pamkd.ops._checks import check_dense, check_tensors
+from pamkd.ops._library import implementation
 
 
 def check_embeddings(op: str, name: str, embeddings: Tensor, dims: tuple[int, ...] = (3,)) -> None:
@@ -29,9 +30,14 @@ def check_groups(op: str, name: str, groups: Tensor, embeddings: Tensor) -> None
         raise ValueError(f"{op}: groups of R = {groups.shape[1]} rows are larger than the batch of {embeddings.shape[-2]}")
 
 
-def widened(embeddings: Tensor) -> Tensor:
-    """bfloat16 and float16 are computed in float32, which is also the result's dtype."""
-    return embeddings.float() if embeddings.dtype in (torch.bfloat16, torch.float16) else embeddings
+def computed(dtype: torch.dtype) -> torch.dtype:
+    """What embeddings of a dtype are computed in, and the dtype of what is made of them: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def readable(op: str, embeddings: Tensor) -> Tensor:
+    """Embeddings in a dtype that the operation reads: Triton kernels widen bfloat16 and float16 as they read, others want float32."""
+    return embeddings if implementation(op, embeddings.device.type) == "Triton" else embeddings.to(computed(embeddings.dtype))
 
 
 def example_embeddings(sets: int, seed: int) -> Tensor:

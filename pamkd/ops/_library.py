@@ -74,7 +74,12 @@ def has_kernel(operation: str, tensor: Tensor) -> bool:
 def implementation(operation: str, device: str) -> str | None:
     """What computes `operation` on a type of device here, or None where the eager composition does."""
     language = IMPLEMENTATIONS[operation].get(device)
-    return None if language in UNAVAILABLE else language
+    return None if _missing(language) else language
+
+
+def _missing(language: str | None) -> str | None:
+    """Why kernels in a language, or in two ("CUDA C++ and Triton"), cannot be used here."""
+    return next((why for name, why in UNAVAILABLE.items() if name in (language or "")), None)
 
 
 def _eager(operation: str, device: str) -> bool:
@@ -82,7 +87,7 @@ def _eager(operation: str, device: str) -> bool:
         _warned.add((operation, device))
         built = " and ".join(IMPLEMENTATIONS[operation]) or "no device in this build"
         language = IMPLEMENTATIONS[operation].get(device)
-        why = f"but {UNAVAILABLE[language]}" if language else f"none for {device}"
+        why = f"but {_missing(language)}" if language else f"none for {device}"
         warnings.warn(f"pamkd.ops.{operation} has kernels for {built}, {why}: the slower eager composition is used", stacklevel=4)
     return False
 

@@ -65,7 +65,7 @@ class Part(NamedTuple):
     spec: CellSpec  # `none` in the place of what is added outside
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)  # PR-DARTS chooses other operations in every step
 def _parts(spec: CellSpec, skips: frozenset[int], alone: bool) -> tuple[tuple[Part, ...], ...]:
     """For each node, its edges in pairs from states of one size, or each `alone`; `noise` and the skips of these edges are left out."""
     columns = max(map(len, spec.candidates))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pamkd import reference
-from pamkd.ops._embeddings import check_embeddings, check_groups, example_embeddings, example_groups, widened
+from pamkd.ops._embeddings import check_embeddings, check_groups, computed, example_embeddings, example_groups, readable
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
 # `scale` [L, N] is 1 / max(norm, 1e-8) of each row, kept for the backward pass.
@@ -37,7 +37,7 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
     """
     check_embeddings("group_min_similarity", "embeddings", embeddings)
     check_groups("group_min_similarity", "groups", groups, embeddings)
-    embeddings = widened(embeddings)
+    embeddings = readable("group_min_similarity", embeddings)
     if not has_kernel("group_min_similarity", embeddings):
         return reference.group_min_similarity(embeddings, groups)
     similarity, pairs, _ = torch.ops.pamkd.group_min_similarity(embeddings, groups)
@@ -46,8 +46,9 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
 
 @torch.library.register_fake("pamkd::group_min_similarity", lib=LIB)
 def _(embeddings, groups):
-    (sets, rows, _), count = embeddings.shape, groups.shape[0]
-    return embeddings.new_empty(sets, count), groups.new_empty(sets, count, 2), embeddings.new_empty(sets, rows)
+    (sets, rows, _), count, dtype = embeddings.shape, groups.shape[0], computed(embeddings.dtype)
+    similarity, scale = embeddings.new_empty(sets, count, dtype=dtype), embeddings.new_empty(sets, rows, dtype=dtype)
+    return similarity, groups.new_empty(sets, count, 2), scale
 
 
 @torch.library.register_fake("pamkd::group_min_similarity_backward", lib=LIB)

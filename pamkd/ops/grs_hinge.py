@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pamkd import reference
 from pamkd.ops._checks import check_numbers, check_tensors
-from pamkd.ops._embeddings import widened
+from pamkd.ops._embeddings import computed, readable
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
 define("grs_hinge(Tensor teacher, Tensor student, float eps) -> Tensor")
@@ -37,7 +37,7 @@ def grs_hinge(teacher: Tensor, student: Tensor, eps: float) -> Tensor:
     if teacher.dim() != 3 or student.dim() != 3 or teacher.shape[1:] != student.shape[1:] or teacher.shape[2] != 2:
         shapes = f"{tuple(teacher.shape)} and {tuple(student.shape)}"
         raise ValueError(f"grs_hinge: teacher and student have shapes {shapes}; needed are [Kt, P, 2] and [Ks, P, 2]")
-    teacher, student = widened(teacher), widened(student)
+    teacher, student = readable("grs_hinge", teacher), readable("grs_hinge", student)
     if not has_kernel("grs_hinge", teacher):
         return reference.grs_hinge(teacher, student, eps)
     return torch.ops.pamkd.grs_hinge(teacher, student, eps)
@@ -45,7 +45,7 @@ def grs_hinge(teacher: Tensor, student: Tensor, eps: float) -> Tensor:
 
 @torch.library.register_fake("pamkd::grs_hinge", lib=LIB)
 def _(teacher, student, eps):
-    return teacher.new_empty(student.shape[0], teacher.shape[0])
+    return teacher.new_empty(student.shape[0], teacher.shape[0], dtype=computed(teacher.dtype))
 
 
 @torch.library.register_fake("pamkd::grs_hinge_backward", lib=LIB)

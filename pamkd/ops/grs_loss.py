@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pamkd import reference
 from pamkd.ops._checks import check_numbers, check_tensors
-from pamkd.ops._embeddings import check_embeddings, check_groups, example_embeddings, example_groups, widened
+from pamkd.ops._embeddings import check_embeddings, check_groups, computed, example_embeddings, example_groups, readable
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
 # Kept for the backward pass, of teachers and then students: the similarities [K, P, 2], the rows that have them
@@ -69,7 +69,7 @@ def grs_loss(
     if groups_x.shape != groups_y.shape:
         shapes = f"{tuple(groups_x.shape)} and {tuple(groups_y.shape)}"
         raise ValueError(f"grs_loss: groups_x and groups_y have shapes {shapes}; needed is one shape [P, R]")
-    e_teacher, e_student = widened(e_teacher), widened(e_student)
+    e_teacher, e_student = readable("grs_loss", e_teacher), readable("grs_loss", e_student)
     if not has_kernel("grs_loss", e_teacher):
         return reference.grs_loss(e_teacher, e_student, groups_x, groups_y, eps, reduction)
     return torch.ops.pamkd.grs_loss(e_teacher, e_student, groups_x, groups_y, eps, reduction == "mean")[0]
@@ -79,12 +79,13 @@ def grs_loss(
 def _(e_teacher, e_student, groups_x, groups_y, eps, mean):
     teachers, students = e_teacher.shape[:-2], e_student.shape[:-2]
     sets, pairs, rows = teachers.numel() + students.numel(), groups_x.shape[0], e_teacher.shape[-2]
+    dtype = computed(e_teacher.dtype)
     return (
-        e_teacher.new_empty(*students, *teachers),
-        e_teacher.new_empty(sets, pairs, 2),
+        e_teacher.new_empty(*students, *teachers, dtype=dtype),
+        e_teacher.new_empty(sets, pairs, 2, dtype=dtype),
         groups_x.new_empty(sets, pairs, 2, 2),
-        e_teacher.new_empty(teachers.numel(), rows),
-        e_student.new_empty(students.numel(), rows),
+        e_teacher.new_empty(teachers.numel(), rows, dtype=dtype),
+        e_student.new_empty(students.numel(), rows, dtype=dtype),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pamkd.ops import cell_of_stencils
-from pamkd.ops._checks import check_cell
+from pamkd.ops import mixed_cell_cuda
+from pamkd.ops._checks import check_cell, check_tensors
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
@@ -22,6 +23,8 @@ define(
     "mixed_cell_backward(Tensor grad, Tensor s0, Tensor? s1, Tensor weights, Tensor mix, Tensor nodes, Tensor first_halves, "
     "Tensor statistics, int[] spec, bool need_s0, bool need_s1, bool need_weights, bool need_mix) -> (Tensor, Tensor, Tensor, Tensor)"
 )
+LIB.impl("mixed_cell_forward", mixed_cell_cuda.forward, "CUDA")
+LIB.impl("mixed_cell_backward", mixed_cell_cuda.backward, "CUDA")
 
 
 def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
@@ -30,16 +33,21 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     Equivalent to `pamkd.reference.mixed_cell.mixed_cell`, the same cell composed of plain PyTorch calls, but that `none` is 0
     also of a state that is not finite.
 
+    With a leading dimension of m weight sets (learners, perturbed copies) on every tensor it computes m cells, on a GPU in the same
+    launches. A cell with full 3x3 convolutions has no GPU kernel.
+
     Args:
-        s0: [n, spec.channels, h, w], the first (preprocessed) input state, any strides; channels_last is the fast format.
+        s0: [n, spec.channels, h, w] or [m, n, spec.channels, h, w], the first (preprocessed) input state, any strides;
+            channels_last is the fast format.
         s1: like s0; None where `spec.inputs` is 1.
-        weights: [spec.num_weights], the cell's slice of the flat weight buffer, in the order of `spec.weights`.
-        mix: [spec.edges, spec.columns], the weight of every candidate (softmax, gates, samples: made by the caller), in the
-            last column with partial channels that of the others. Columns beyond an edge's candidate list are not read.
+        weights: [spec.num_weights] or [m, spec.num_weights], the cell's slice of the flat weight buffer, in the order of `spec.weights`.
+        mix: [spec.edges, spec.columns] or [m, spec.edges, spec.columns], the weight of every candidate (softmax, gates, samples:
+            made by the caller), in the last column with partial channels that of the others. Columns beyond an edge's candidate list
+            are not read.
         spec: the cell.
 
     Returns:
-        [n, spec.out_channels, h', w'] in channels_last; h' = ceil(h / 2) in a reduction cell, else h.
+        [n, spec.out_channels, h', w'] or [m, n, ...] in channels_last; h' = ceil(h / 2) in a reduction cell, else h.
 
     Raises:
         TypeError: the tensors are not of one floating-point dtype, or on several devices.
@@ -47,23 +55,35 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
 
     Source: Liu et al., DARTS: Differentiable Architecture Search (ICLR 2019), equation 2 and the published cell.
     """
-    check_cell("mixed_cell", s0, s1, weights, mix, spec)
-    if any("noise" in names for names in spec.candidates):
-        raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
-    if s0.dtype not in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) or not has_kernel("mixed_cell", s0):
+    _check(s0, s1, weights, mix, spec)
+    if s0.dtype not in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) or not has_kernel("mixed_cell", s0) or _must_be_composed(s0, spec):
+        if s0.dim() == 5:
+            return torch.stack([reference.mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
         return reference.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
-    if s0.device.type == "cuda":
-        return cell_of_stencils.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
+    if s0.dim() == 5 and s0.device.type == "cpu":
+        return torch.stack([mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
     nodes, _, _ = torch.ops.pamkd.mixed_cell_forward(s0, s1, weights, mix, spec.encode(), keep)
-    return nodes if spec.output == "concat" else nodes[:, -spec.channels :].contiguous(memory_format=torch.channels_last)
+    return nodes if spec.output == "concat" else nodes[..., -spec.channels :, :, :].movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
+def _must_be_composed(s0: Tensor, spec: CellSpec) -> bool:
+    if s0.device.type == "cpu" or not any("nor_conv_3x3" in names for names in spec.candidates):
+        return False
+    warnings.warn("pamkd.ops.mixed_cell has no GPU kernel for nor_conv_3x3: the slower eager composition is used", stacklevel=3)
+    return True
+
+
+def _each(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+    """The tensors of each weight set."""
+    return [(s0[m], None if s1 is None else s1[m], weights[m], mix[m]) for m in range(len(s0))]
 
 
 def _sizes(s0: Tensor, spec: CellSpec) -> tuple[int, int, int]:
     """Height and width of the nodes, and the elements of one node-sized map, whose channels are padded to blocks of 8."""
     stride = 2 if spec.reduction else 1
-    h, w = (s0.shape[2] + stride - 1) // stride, (s0.shape[3] + stride - 1) // stride
-    return h, w, s0.shape[0] * h * w * _lanes(spec)
+    h, w = (s0.shape[-2] + stride - 1) // stride, (s0.shape[-1] + stride - 1) // stride
+    return h, w, s0.shape[-4] * h * w * _lanes(spec)
 
 
 def _lanes(spec: CellSpec) -> int:
@@ -73,6 +93,10 @@ def _lanes(spec: CellSpec) -> int:
 @torch.library.register_fake("pamkd::mixed_cell_forward", lib=LIB)
 def _(s0, s1, weights, mix, spec, keep):
     cell = CellSpec.decode(spec)
+    if s0.device.type != "cpu":
+        nodes, halves, statistics = mixed_cell_cuda.sizes(s0, cell)
+        rows = s0.new_empty(nodes).movedim(-1, -3)
+        return rows if s0.dim() == 5 else rows[0], s0.new_empty(halves), s0.new_empty(statistics, dtype=torch.float32)
     h, w, size = _sizes(s0, cell)
     nodes = s0.new_empty(s0.shape[0], h, w, cell.nodes * cell.channels).permute(0, 3, 1, 2)
     separable = sum(name.startswith("sep_conv") for names in cell.candidates for name in names)
@@ -82,8 +106,8 @@ def _(s0, s1, weights, mix, spec, keep):
 
 @torch.library.register_fake("pamkd::mixed_cell_backward", lib=LIB)
 def _(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0, need_s1, need_weights, need_mix):
-    n, c, h, w = s0.shape
-    state0, state1 = (s0.new_empty(n, h, w, c).permute(0, 3, 1, 2) if need else s0.new_empty(0) for need in (need_s0, need_s1))
+    state = s0.movedim(-3, -1).shape
+    state0, state1 = (s0.new_empty(state).movedim(-1, -3) if need else s0.new_empty(0) for need in (need_s0, need_s1))
     return state0, state1, s0.new_empty(weights.shape if need_weights else 0), s0.new_empty(mix.shape if need_mix else 0)
 
 
@@ -107,6 +131,19 @@ torch.library.register_autograd("pamkd::mixed_cell_forward", _backward, setup_co
 deny_double_backward("pamkd::mixed_cell_backward", "use pamkd.reference.mixed_cell.mixed_cell")
 
 
+def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> None:
+    if isinstance(s0, Tensor) and s0.dim() == 5:
+        given = {"s0": s0, "weights": weights, "mix": mix} | ({} if s1 is None else {"s1": s1})
+        check_tensors("mixed_cell", **given)
+        counts = [t.shape[0] if t.dim() else 0 for t in given.values()]
+        if counts != [counts[0] or 1] * len(counts):
+            raise ValueError(f"mixed_cell: the tensors have {counts} weight sets; needed is one number, at least 1")
+        s0, s1, weights, mix = _each(s0, s1, weights, mix)[0]
+    check_cell("mixed_cell", s0, s1, weights, mix, spec)
+    if any("noise" in names for names in spec.candidates):
+        raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
+
+
 def _example() -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(0)
     ops = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
@@ -117,4 +154,4 @@ def _example() -> tuple[Any, ...]:
     return *states, weights, mix, spec
 
 
-register(mixed_cell, reference.mixed_cell, _example, cpu="C++", cuda="CUDA C++")
+register(mixed_cell, reference.mixed_cell, _example, cpu="C++", cuda="CUDA C++ and Triton")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pamkd import reference
-from pamkd.ops._embeddings import check_embeddings, example_embeddings, widened
+from pamkd.ops._embeddings import check_embeddings, computed, example_embeddings, readable
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, triton_kernels
 
 # `scale` [L, N] is 1 / max(norm, 1e-8) of each row, kept for the backward pass.
@@ -30,7 +30,7 @@ def pairwise_cosine(embeddings: Tensor) -> Tensor:
         NotImplementedError: differentiated twice.
     """
     check_embeddings("pairwise_cosine", "embeddings", embeddings)
-    embeddings = widened(embeddings)
+    embeddings = readable("pairwise_cosine", embeddings)
     if not has_kernel("pairwise_cosine", embeddings):
         return reference.pairwise_cosine(embeddings)
     return torch.ops.pamkd.pairwise_cosine(embeddings)[0]
@@ -39,7 +39,8 @@ def pairwise_cosine(embeddings: Tensor) -> Tensor:
 @torch.library.register_fake("pamkd::pairwise_cosine", lib=LIB)
 def _(embeddings):
     sets, rows, _ = embeddings.shape
-    return embeddings.new_empty(sets, rows, rows), embeddings.new_empty(sets, rows)
+    dtype = computed(embeddings.dtype)
+    return embeddings.new_empty(sets, rows, rows, dtype=dtype), embeddings.new_empty(sets, rows, dtype=dtype)
 
 
 @torch.library.register_fake("pamkd::pairwise_cosine_backward", lib=LIB)

@@ -23,6 +23,13 @@ define(
     "bool need_weights) -> (Tensor, Tensor)",
     compiled=("CUDA",),
 )
+# The gradient of x alone, onto dx with `add`: x and dx [models, images, h, w, c] may be channels of wider rows, and weights
+# [models, parameters] hold the convolutions' at `offsets`. With `paired` every convolution has an x of its own, [branches, models, ...].
+define(
+    "stencils_input(Tensor grad, Tensor x, Tensor weights, int[] kernels, int[] dilations, int[] offsets, int stride, bool pools, "
+    "bool paired, bool add, Tensor(a!) dx) -> ()",
+    compiled=("CUDA",),
+)
 
 
 def stencils(x: Tensor, depthwise: Sequence[Tensor], dilations: Sequence[int], *, stride: int = 1, pools: bool = True) -> Tensor:
@@ -89,6 +96,11 @@ def _(x, weights, kernels, dilations, stride, pools):
 @torch.library.register_fake("pamkd::stencils_backward", lib=LIB)
 def _(grad, x, weights, kernels, dilations, stride, pools, need_x, need_weights):
     return x.new_empty(x.shape if need_x else 0), weights.new_empty(weights.shape if need_weights else 0)
+
+
+@torch.library.register_fake("pamkd::stencils_input", lib=LIB)
+def _(grad, x, weights, kernels, dilations, offsets, stride, pools, paired, add, dx):
+    return None
 
 
 def _setup(ctx, inputs, output):

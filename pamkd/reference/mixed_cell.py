@@ -12,17 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.relu_conv_norm import relu_conv_norm
+from pamkd.reference.relu_conv_norm import batch_norm, relu_conv_norm
 
 BN_EPS = 1e-5
 
 
-def batch_norm(x: Tensor) -> Tensor:
-    """Affine-free BatchNorm on batch statistics, as in every search cell; it has no running statistics to disturb."""
-    return F.batch_norm(x, None, None, training=True, eps=BN_EPS)
-
-
-def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor) -> Tensor:
+def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor, norm: Callable[..., Tensor] = batch_norm) -> Tensor:
     """relu, then two stride-2 pointwise convolutions, the second one pixel lower right, concatenated, BatchNorm.
 
     For odd sizes the shifted half reads one row and column of zeros beyond the edge, so that both halves agree in size.
@@ -31,7 +26,7 @@ def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor) -> Tensor:
     """
     x = F.relu(x)
     shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1::2, 1::2]
-    return batch_norm(torch.cat([F.conv2d(x[:, :, ::2, ::2], conv_1), F.conv2d(shifted, conv_2)], 1))
+    return norm(torch.cat([F.conv2d(x[:, :, ::2, ::2], conv_1), F.conv2d(shifted, conv_2)], 1))
 
 
 @dataclass(frozen=True)
@@ -44,19 +39,25 @@ class Disturbance:
 
 
 def operation(
-    name: str, x: Tensor, stride: int, weights: list[Tensor], norm: bool = True, layer: Callable[..., Any] = relu_conv_norm
+    name: str,
+    x: Tensor,
+    stride: int,
+    weights: list[Tensor],
+    pool_norm: bool = True,
+    layer: Callable[..., Any] = relu_conv_norm,
+    norm: Callable[..., Any] = batch_norm,
 ) -> Tensor:
-    """One candidate operation (DARTS `operations.py`, affine-free BatchNorm). x: [n, c, h, w]; `norm`: BatchNorm after pools."""
+    """One candidate operation (DARTS `operations.py`, affine-free BatchNorm). x: [n, c, h, w]; `pool_norm`: BatchNorm after pools."""
     if name == "none":
         return x[:, :, ::stride, ::stride] * 0
     if name.endswith("pool_3x3"):
         maximum = name.startswith("max")
         y = F.max_pool2d(x, 3, stride, 1) if maximum else F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
-        return batch_norm(y) if norm else y
+        return norm(y) if pool_norm else y
     if name == "skip_connect":
-        return x if stride == 1 else factorized_reduce(x, *weights)
+        return x if stride == 1 else factorized_reduce(x, weights[0], weights[1], norm)
     if name.startswith("nor_conv"):
-        return batch_norm(F.conv2d(F.relu(x), weights[0], stride=stride, padding=weights[0].shape[-1] // 2))
+        return norm(F.conv2d(F.relu(x), weights[0], stride=stride, padding=weights[0].shape[-1] // 2))
     dilation = 2 if name.startswith("dil_conv") else 1
     for depthwise, pointwise in zip(weights[::2], weights[1::2], strict=True):
         x, _, _ = layer(x, depthwise, pointwise, stride=stride, dilation=dilation)
@@ -77,10 +78,11 @@ def mixed_cell(
     spec: CellSpec,
     disturbance: Disturbance | None = None,
     layer: Callable[..., Any] = relu_conv_norm,
+    norm: Callable[..., Any] = batch_norm,
 ) -> Tensor:
     """Node i = sum over its edges e of sum_o mix[e, o] * candidate_o(state); returns the nodes along the channels.
 
-    `layer` computes the layers of separable and dilated convolutions.
+    `layer` computes the layers of separable and dilated convolutions, `norm` every other BatchNorm.
     """
     states = [s0] if s1 is None else [s0, s1]
     of: dict[tuple[int, int], list[Tensor]] = {}
@@ -91,7 +93,7 @@ def mixed_cell(
     for node in range(spec.nodes):
         terms = []
         for source in range(spec.inputs + node):
-            y = _edge(states[source], edge, of, mix[edge], spec, disturbance, layer)
+            y = _edge(states[source], edge, of, mix[edge], spec, disturbance, layer, norm)
             if disturbance.edge_masks is not None:
                 y = y * disturbance.edge_masks[edge]
             terms.append(y)
@@ -108,12 +110,14 @@ def _edge(
     spec: CellSpec,
     disturbance: Disturbance,
     layer: Callable[..., Any],
+    norm: Callable[..., Any],
 ) -> Tensor:
     stride = spec.stride(edge)
     head = x[:, : spec.op_channels]
     terms = []
     for i, name in enumerate(spec.candidates[edge]):
-        y = disturbance.noise[edge] if name == "noise" else operation(name, head, stride, of.get((edge, i), []), spec.pool_norm, layer)
+        own = of.get((edge, i), [])
+        y = disturbance.noise[edge] if name == "noise" else operation(name, head, stride, own, spec.pool_norm, layer, norm)
         if name == "skip_connect" and edge in disturbance.skip_masks:
             y = y * disturbance.skip_masks[edge]
         terms.append(mix[i] * y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class Measured:
 
     seed: int
     test_error: float  # %
+    test_error_top5: float  # %
     valid_loss: float  # of the retained learner's supernet
     parameters: float
     search_seconds: float
@@ -76,6 +78,7 @@ class Unit:
         return Measured(
             self.seed,
             100 * run.evaluation.result["test_error_mean"],
+            100 * run.evaluation.epochs[-1].get("test_error_top5", math.nan),
             min(run.result["valid_loss"]),
             run.evaluation.result["parameters"],
             *(sum(number(row.get("seconds")) or 0.0 for row in part.epochs) for part in (run, run.evaluation)),

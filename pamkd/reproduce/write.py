@@ -43,6 +43,9 @@ def cells(table: Table, columns: Sequence[str], rows: Sequence[Row], found: Foun
     head = ["row", *(f"paper: {name}" for name in table.columns.values())]
     for column in columns:
         head += [f"{ours}error {column} (%)", "seeds", f"difference to {table.reference}", f"validation loss {column}"]
+    five = any(row.top5 for row in table.rows)
+    if five:
+        head += ["paper: Top-5", *(f"{ours}top-5 error {column} (%)" for column in columns)]
     costs = ["paper: param. (M)", f"{ours}param. (M)", "paper: GPU days", f"{ours}search (s)", f"{ours}evaluation (s)"]
     head += [cost for cost in costs if papers or not cost.startswith("paper")]
     body = []
@@ -54,6 +57,9 @@ def cells(table: Table, columns: Sequence[str], rows: Sequence[Row], found: Foun
             everything += measured
             line += [mean_std([m.test_error for m in measured]), str(len(measured)), _difference(table, row, column, rows, found)]
             line.append(mean_std([m.valid_loss for m in measured], 4))
+        if five:
+            line.append(row.top5)
+            line += [mean_std([m.test_error_top5 for m in found.get((row.key, column), [])]) for column in columns]
         means = [
             f"{statistics.mean([getattr(m, name) for m in everything]) / scale:.{digits}f}" if everything else "–"
             for name, scale, digits in (("parameters", 1e6, 3), ("search_seconds", 1, 0), ("evaluation_seconds", 1, 0))

@@ -15,14 +15,16 @@ BUNDLE = Path("divergence.safetensors")  # in a run folder; the one before it is
 
 
 def save(path: Path, state: SearchState, step: Step, message: str) -> None:
-    """Write the state before the step, the step, and what was said of it."""
+    """Write the state before the step, the step, and what was said of it; several processes call this together, one writes."""
     tensors, meta = state.snapshot()
     network = state.learners[0].network
     for name in ("train", "valid"):
-        tensors |= {f"{name}.{part}": value for part, value in getattr(step, name)._asdict().items()}
+        batch = getattr(step, name)
+        tensors |= {f"{name}.images": state.mesh.columns.gather(batch.images)[0], f"{name}.labels": batch.labels}
     meta["step_of"] = {"lr": step.lr, "phase": step.phase, "number": step.number}
     meta |= {"classes": network.classes, "image_channels": network.image_channels, "message": message}
-    checkpoint.save(path, tensors, meta)
+    if state.mesh.main:
+        checkpoint.save(path, tensors, meta)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Step]:

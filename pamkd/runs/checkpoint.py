@@ -32,16 +32,16 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     try:
-        try:
-            save_file(tensors, temporary, header)
-        except SafetensorError as error:  # it wraps the operating system's message
-            raise OSError(f"could not write {path}: {error}; the previous checkpoint is intact") from error
+        save_file(tensors, temporary, header)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if path.exists():
             os.replace(path, previous(path))
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except (SafetensorError, OSError) as error:  # the first wraps the operating system's message
+        what = f"could not write {path}: {error}; the previous checkpoint is intact"
+        raise OSError(f"{what}: make room, then continue with --resume") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -115,6 +115,9 @@ class SearchConfig(RunOptions):
     """Share of the training set that trains weights; the rest validates and trains architectures. (imagenet: 10 % and 2.5 %.)"""
     seed: int = 0
     """Everything random is a function of it."""
+    learner_rows: int | None = None
+    """Under torchrun: rows of the mesh of processes, among which the learners are dealt out; the columns of a row share their
+    batches. Default: as keeps the processes busy (docs/scaling.md)."""
     log_every: int = 10
     """Steps between two rows of step metrics."""
     tensorboard: bool = True
@@ -135,6 +138,7 @@ class SearchConfig(RunOptions):
         need(self.arch_clip >= 0, "arch_clip", "0 (no clipping) or more")
         need(self.batch_size >= 1, "batch_size", "1 or more")
         need(self.fd_step > 0, "fd_step", "a positive number")
+        need(self.learner_rows is None or self.learner_rows >= 1, "learner_rows", "1 or more")
         self._check_method()
         self._check_graphs()
         need(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")

@@ -14,18 +14,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pamkd.data import Batches, derived_seed, generator, load_dataset, number_of_classes
+from pamkd.distributed import Columns, Mesh, is_main_process, open_mesh
 from pamkd.runs import checkpoint
 from pamkd.runs.augmentation import augmentations
 from pamkd.runs.errors import CheckpointError, Interrupted
 from pamkd.runs.evaluate_config import EvaluateConfig, find_genotype
 from pamkd.runs.export import save_network, weights_name
-from pamkd.runs.folder import CHECKPOINT, open_folder
+from pamkd.runs.folder import CHECKPOINT, continued, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.numerics import with_numerics
 from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
-from pamkd.spaces.evaluation_network import multiply_adds
+from pamkd.spaces.evaluation_network import EvaluationOutput, multiply_adds, share_batches
 from pamkd.trilevel.finite import Diverged
 
 
@@ -74,23 +75,39 @@ class Evaluation:
 
         `augment(images, generator)` is applied to training batches, `plain` to test batches. `classes` defaults to
         `len(train.classes)`. Files are written only where the configuration has `out`; `facts` go into its manifest and
-        beside the weights.
+        beside the weights. Several processes (`pamkd.distributed.open_mesh`) share each batch.
         """
-        config, facts = self.config, facts or {}
-        classes = number_of_classes(train, classes)
+        with open_mesh(1, device=self.config.device, synchronised=self.config.sync_batch_norm) as mesh:
+            return self._run(mesh, genotype, train, test, augment, plain, number_of_classes(train, classes), facts or {})
+
+    def _run(
+        self,
+        mesh: Mesh,
+        genotype: Architecture,
+        train: Dataset,
+        test: Dataset,
+        augment: Callable | None,
+        plain: Callable | None,
+        classes: int,
+        facts: dict[str, Any],
+    ) -> EvaluationResult:
+        config = self.config = continued(self.config, mesh)
+        columns = mesh.columns.group.size
+        config.require(config.batch_size % columns == 0, "batch_size", f"a multiple of {columns}, the processes that share each batch")
         images, _ = next(iter(self._test_batches(test, classes, plain, config.seeds[0]).epoch(0)))
         image = list(images.shape[1:])
         options = {"channels": config.channels, "cells": config.cells, "classes": classes, "image_channels": image[0]}
         options |= {"stem": config.stem, "auxiliary": config.auxiliary > 0, "auxiliary_norm": config.auxiliary_norm}
-        state = _State(config, genotype, options)
+        state = _State(config, genotype, options, mesh)
         size = {"parameters": state.network.num_parameters, "multiply_adds": multiply_adds(state.network, tuple(image[1:]))}
         described = facts | {"image": image}
-        if config.out is not None and not config.resume:
+        if config.out is not None and not config.resume and mesh.main:
             open_folder(config, {"seeds": list(config.seeds)} | described | {"network": size})
-        metrics = Metrics(config.out, tensorboard=config.tensorboard)
+        metrics = Metrics(config.out, tensorboard=config.tensorboard, writes=mesh.main)
         if config.resume:
             checkpoint.restore(config.out / CHECKPOINT, state.restore)
             metrics.rewind(lambda row: (config.seeds.index(row["seed"]), row["epoch"]) < (state.place, state.epoch))
+            mesh.wait()  # all have read what the main process now writes on
         else:
             self._save(state)  # so that --resume works however early an evaluation is killed
         try:
@@ -98,7 +115,7 @@ class Evaluation:
         finally:
             metrics.close()
         result = EvaluationResult(genotype, state.errors, size["parameters"], size["multiply_adds"], state.network, metrics.rows)
-        if config.out is not None:
+        if config.out is not None and mesh.main:
             found = {"test_error": result.test_error, "test_error_mean": result.mean, "test_error_std": result.std}
             found |= {"seeds": list(config.seeds), "epochs": config.epochs} | size
             write_json(config.out / "genotype.json", genotype.to_json())
@@ -110,9 +127,9 @@ class Evaluation:
         options = {"classes": classes, "device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
         return Batches(dataset, None, config.batch_size, seed=seed, stream="test", augment=plain, **options)
 
-    def _train_batches(self, dataset: Dataset, classes: int, augment: Callable | None, seed: int) -> Batches:
+    def _train_batches(self, dataset: Dataset, classes: int, augment: Callable | None, seed: int, columns: Columns) -> Batches:
         config = self.config
-        options = {"classes": classes, "device": config.device, "workers": config.workers}
+        options = {"classes": classes, "device": config.device, "workers": config.workers, "columns": columns}
         return Batches(dataset, None, config.batch_size, seed=seed, stream="evaluation", augment=augment, **options)
 
     def _train(
@@ -125,13 +142,14 @@ class Evaluation:
         metrics: Metrics,
         facts: dict[str, Any],
     ) -> None:
-        config, watch, classes = self.config, Stopwatch(), state.options["classes"]
-        steps = len(self._train_batches(train, classes, augment, config.seeds[0]))
-        done = (state.place * config.epochs + state.epoch) * steps + state.step
-        with Progress(len(config.seeds) * config.epochs * steps, done=done) as progress, interruptible(config.seconds) as stop:
+        config, watch, classes, mesh = self.config, Stopwatch(), state.options["classes"], state.mesh
+        steps = len(self._train_batches(train, classes, augment, config.seeds[0], mesh.columns))
+        done, total = (state.place * config.epochs + state.epoch) * steps + state.step, len(config.seeds) * config.epochs * steps
+        with Progress(total, done=done, shown=mesh.main) as progress, interruptible(config.seconds) as stop:
             while state.place < len(config.seeds):
                 seed = config.seeds[state.place]
-                batches, test_batches = self._train_batches(train, classes, augment, seed), self._test_batches(test, classes, plain, seed)
+                batches = self._train_batches(train, classes, augment, seed, mesh.columns)
+                test_batches = self._test_batches(test, classes, plain, seed)
                 while state.epoch < config.epochs:
                     for images, labels in batches.epoch(state.epoch, state.step):
                         loss = state.train(images, labels)
@@ -139,14 +157,15 @@ class Evaluation:
                         state.seconds += seconds
                         head = f"seed {seed}  epoch {state.epoch + 1}/{config.epochs}"
                         progress.advance(f"{head}  train {loss:.3f}  {len(labels) / seconds:.0f} img/s")
-                        if stop:
+                        if mesh.any(bool(stop)):
                             self._save(state)
+                            why = stop.reason or "another process was interrupted"
                             raise Interrupted(
-                                f"{stop.reason} with seed {seed} in epoch {state.epoch} step {state.step}; "
+                                f"{why} with seed {seed} in epoch {state.epoch} step {state.step}; "
                                 + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept"),
                                 stop.signal,
                             )
-                    row = state.row(*state.test(test_batches))
+                    row = state.row(state.test(test_batches))
                     metrics.write(row)
                     metrics.scalars({f"{name}/seed_{seed}": row[name] for name in ("train_loss", "test_loss", "test_error")}, state.epoch)
                     progress.line(_summary(row, config.epochs))
@@ -154,13 +173,13 @@ class Evaluation:
                     state.next_epoch(row["test_error"])
                     if state.epoch < config.epochs:
                         self._save(state)
-                if config.out is not None:
+                if config.out is not None and mesh.main:
                     save_network(config.out / weights_name(seed), state.network, facts | {"seed": seed, "test_error": state.errors[-1]})
                 state.next_seed()
                 self._save(state)
 
     def _save(self, state: _State) -> None:
-        if self.config.out is not None:
+        if self.config.out is not None and state.mesh.main:
             checkpoint.save(self.config.out / CHECKPOINT, *state.snapshot())
 
 
@@ -169,8 +188,8 @@ class _State:
 
     FREE = (*FREE, "run", "genotype")  # the architecture is compared instead
 
-    def __init__(self, config: EvaluateConfig, genotype: Architecture, options: dict[str, Any]) -> None:
-        self.config, self.genotype, self.options = config, genotype, options
+    def __init__(self, config: EvaluateConfig, genotype: Architecture, options: dict[str, Any], mesh: Mesh) -> None:
+        self.config, self.genotype, self.options, self.mesh = config, genotype, options, mesh
         self.place = 0  # among the seeds
         self.errors: list[float] = []  # of the seeds that are done
         self._start()
@@ -181,6 +200,7 @@ class _State:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "evaluation network"))
             self.network = network_of(self.genotype, **self.options).to(config.device)
+        share_batches(self.network, self.mesh.columns)
         rule = {"momentum": config.momentum, "weight_decay": config.weight_decay, "nesterov": config.nesterov}
         self.optimizer = torch.optim.SGD(self.network.parameters(), config.lr, **rule, fused=config.device.startswith(("cpu", "cuda")))
         self.epoch = 0
@@ -197,6 +217,7 @@ class _State:
             group["lr"] = config.learning_rate(self.epoch)
         drop_path = config.drop_path * self.epoch / config.epochs
         output = self.network.train()(images, drop_path, generator(seed, "drop-path", self.epoch, self.step))
+        output = EvaluationOutput(*(None if part is None else self.mesh.columns.gather(part)[0] for part in output))
         loss = F.cross_entropy(output.logits, labels, label_smoothing=config.label_smoothing)
         total = loss
         if output.auxiliary is not None:
@@ -207,6 +228,7 @@ class _State:
             raise Diverged(f"the training loss is {value} {where}: lower the learning rate or the clipping norm")
         self.optimizer.zero_grad()
         total.backward()
+        self._sum_columns()
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         self.optimizer.step()
@@ -217,20 +239,40 @@ class _State:
         return value
 
     @torch.no_grad()
-    def test(self, batches: Batches) -> tuple[float, float]:
-        """Mean loss and share of errors. Raises Diverged when the loss is not finite."""
-        loss, wrong, count, seed = 0.0, 0, 0, self.config.seeds[self.place]
+    def _sum_columns(self) -> None:
+        """The gradient of the whole batch, and the mean of the running statistics, in one collective."""
+        group = self.mesh.columns.group
+        if group.size == 1:
+            return
+        grads = [value.grad for value in self.network.parameters() if value.grad is not None]
+        statistics = [value for value in self.network.buffers() if value.is_floating_point()]
+        parts = [*grads, *(value / group.size for value in statistics)]
+        flat = group.all_reduce(torch.cat([part.reshape(-1) for part in parts]))
+        for place, value in zip([*grads, *statistics], flat.split([part.numel() for part in parts]), strict=True):
+            place.copy_(value.view(place.shape))
+
+    @torch.no_grad()
+    def test(self, batches: Batches) -> dict[str, float]:
+        """Mean loss, share of errors, and share of labels beyond the five likeliest; columns take whole batches in turn.
+
+        Raises Diverged when the loss is not finite.
+        """
+        loss, wrong, beyond, count, seed, columns = 0.0, 0, 0, 0, self.config.seeds[self.place], self.mesh.columns.group
         self.network.eval()
-        for i, (images, labels) in enumerate(batches.epoch(0)):
-            logits = self.network(images, generator=generator(seed, "test", i)).logits
+        for i, (images, labels) in enumerate(batches.epoch(0, min(columns.rank, len(batches)), columns.size)):
+            logits = self.network(images, generator=generator(seed, "test", columns.rank + i * columns.size)).logits
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             wrong += int((logits.argmax(1) != labels).sum())
+            five = logits.topk(min(5, logits.shape[1]), 1).indices
+            beyond += int((five != labels[:, None]).all(1).sum())
             count += len(labels)
+        sums = torch.tensor([loss, wrong, beyond, count], dtype=torch.float64)
+        loss, wrong, beyond, count = columns.all_reduce(sums).tolist()
         if not math.isfinite(loss):
             raise Diverged(f"the test loss is {loss} with seed {seed} after epoch {self.epoch + 1}: lower the learning rate")
-        return loss / count, wrong / count
+        return {"test_loss": loss / count, "test_error": wrong / count, "test_error_top5": beyond / count}
 
-    def row(self, test_loss: float, test_error: float) -> dict[str, Any]:
+    def row(self, tested: dict[str, float]) -> dict[str, Any]:
         config = self.config
         return {
             "kind": "epoch",
@@ -238,8 +280,7 @@ class _State:
             "epoch": self.epoch,
             "train_loss": self.loss_sum / self.images,
             "train_error": 1 - self.correct / self.images,
-            "test_loss": test_loss,
-            "test_error": test_error,
+            **tested,
             "lr": config.learning_rate(self.epoch),
             "drop_path": config.drop_path * self.epoch / config.epochs,
             "seconds": self.seconds,
@@ -299,6 +340,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     dataset |= {"classes": list(train.classes), "train": len(train), "test": len(test), "mean": list(train.mean), "std": list(train.std)}
     result = Evaluation(config).run(genotype, train, test, augment=augment, plain=plain, facts={"dataset": dataset})
     spread = "" if result.std is None else f" ± {100 * result.std:.2f}"
+    if not is_main_process():
+        return result
     print(f"test error {100 * result.mean:.2f}{spread} % ({len(test)} images, {_seeds(config.seeds)})")
     print(f"{result.parameters:,} parameters, {result.multiply_adds:,} multiply-adds per image")
     print(result.genotype.describe())

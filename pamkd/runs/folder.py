@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pamkd.distributed import Mesh
+from pamkd.runs import checkpoint
 from pamkd.runs.logs import write_json
-from pamkd.runs.manifest import manifest
+from pamkd.runs.manifest import launcher, manifest
 from pamkd.runs.options import CONFIG_NAME, RunOptions, save_config
 
 CHECKPOINT = Path("checkpoints") / "last.safetensors"
+MANIFEST = "manifest.json"
+Options = TypeVar("Options", bound=RunOptions)
 
 
 def open_folder(config: RunOptions, facts: dict[str, Any]) -> None:
@@ -23,5 +30,19 @@ def open_folder(config: RunOptions, facts: dict[str, Any]) -> None:
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / MANIFEST, manifest(config.device) | facts)
     save_config(config, folder / CONFIG_NAME)
-    write_json(folder / "manifest.json", manifest(config.device) | facts)
+
+
+def continued(config: Options, mesh: Mesh) -> Options:
+    """The configuration of processes that torchrun has started again: they go on with the run that its first ones began.
+
+    A run that another command began is left alone, as in a first start.
+    """
+    if config.out is None or config.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+        return config
+    path, last = config.out / MANIFEST, config.out / CHECKPOINT
+    ours = path.is_file() and json.loads(path.read_text())["launcher"] == launcher()
+    begun = ours and (last.is_file() or checkpoint.previous(last).is_file())
+    ours, begun = mesh.world.objects((ours, begun))[0]  # the launcher is the main process's
+    return dataclasses.replace(config, resume=begun, overwrite=not begun) if ours else config

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from pamkd.runs.errors import MissingExtra
 
 
 class Metrics:
-    """Appends rows to a JSON-lines file and scalars to TensorBoard; without a folder it keeps the rows only."""
+    """Appends rows to a JSON-lines file and scalars to TensorBoard; without a folder, or where another process writes, it
+    keeps the rows only."""
 
-    def __init__(self, folder: Path | None, *, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path | None, *, tensorboard: bool = False, writes: bool = True) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._path = None if folder is None else folder / "metrics.jsonl"
-        self._writer = _summary_writer(folder) if tensorboard and folder is not None else None
+        self._path, self._writes = None if folder is None else folder / "metrics.jsonl", writes
+        self._writer = _summary_writer(folder) if tensorboard and folder is not None and writes else None
 
     def write(self, row: dict[str, Any]) -> None:
         line = json.dumps(row)
         self.rows.append(json.loads(line))  # as a resumed run reads it back
-        if self._path is not None:
-            with self._path.open("a") as file:
+        if self._path is not None and self._writes:
+            with naming(self._path), self._path.open("a") as file:
                 file.write(line + "\n")
 
     def scalars(self, values: dict[str, float], step: int) -> None:
@@ -48,7 +50,8 @@ class Metrics:
             except json.JSONDecodeError:
                 break
         self.rows = [row for row in rows if keep(row)]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        if self._writes:
+            write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def close(self) -> None:
         if self._writer is not None:
@@ -65,12 +68,23 @@ def _summary_writer(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError, of a full disk above all, says which file could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or error
+        raise OSError(f"could not write {path}: {what}; make room, then continue with --resume from the last checkpoint") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file in one step, so that a reader or a crash never meets half of it."""
     temporary = path.with_name(path.name + ".partial")
     try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with naming(path):
+            temporary.write_text(text)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -80,11 +94,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Progress:
-    """A bar with a line of text on a terminal; elsewhere only the lines given to `line`, so that logs stay short."""
+    """A bar with a line of text on a terminal; elsewhere only the lines given to `line`, so that logs stay short.
 
-    def __init__(self, total: int, *, done: int = 0) -> None:
+    Of several processes one alone is `shown`.
+    """
+
+    def __init__(self, total: int, *, done: int = 0, shown: bool = True) -> None:
         self._bar = self._task = None
-        if sys.stderr.isatty():
+        self._shown = shown
+        if shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -108,7 +126,7 @@ class Progress:
     def line(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
-        else:
+        elif self._shown:
             print(text, file=sys.stderr, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import subprocess
@@ -25,9 +26,15 @@ def manifest(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": f"{device} ({name})",
         "threads": torch.get_num_threads(),
+        "launcher": launcher(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def launcher() -> list[str | int] | None:
+    """Host and process id of the torchrun that started this process, the same for those that it starts again; None without one."""
+    return [platform.node(), os.getppid()] if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def commit() -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pamkd.distributed import ALL_HERE, Rows
 from pamkd.methods import METHODS
 from pamkd.methods.method import Method
 from pamkd.transfer import TRANSFERS
@@ -44,8 +45,8 @@ def readers(method: str, transfer: str | None) -> set[str]:
     return {option for option, name in OPTIONS.items() if name in names}
 
 
-def method_of(config: Any) -> Method:
-    """The method of a `SearchConfig`; options that are None keep the method's own defaults."""
+def method_of(config: Any, rows: Rows = ALL_HERE) -> Method:
+    """The method of a `SearchConfig`, for the learners of these rows; options that are None keep the method's own defaults."""
     given = {name: getattr(config, option) for option, name in OPTIONS.items() if getattr(config, option) is not None}
     kind = METHODS[config.method]
     options = _of(kind, given)
@@ -53,12 +54,15 @@ def method_of(config: Any) -> Method:
         transfer = TRANSFERS[config.transfer or "grs"]
         options["transfer"] = transfer(**_of(transfer, given))
     return kind(
-        passes=Passes(static=config.cuda_graphs, precision=torch.bfloat16 if config.precision == "bfloat16" else None),
+        passes=Passes(
+            static=config.cuda_graphs, precision=torch.bfloat16 if config.precision == "bfloat16" else None, later=rows.group.size > 1
+        ),
         sgd=SGD(config.momentum, config.weight_decay, config.clip, config.nesterov),
         fd_step=config.fd_step,
         order=config.order,
         exact=config.hypergradient == "exact",
         seed=config.seed,
+        rows=rows,
         **options,
     )
 

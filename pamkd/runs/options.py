@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tyro
 import yaml
 
+from pamkd.distributed import started_with_others
 from pamkd.runs.errors import OptionError
 from pamkd.runs.interrupt import seconds_of
 from pamkd.runs.logs import write_atomically
@@ -27,6 +28,7 @@ FREE = (
     "max_time",
     "threads",
     "workers",
+    "learner_rows",
     "log_every",
     "tensorboard",
     "on_divergence",
@@ -66,6 +68,8 @@ class RunOptions:
     """CPU threads; 0: PyTorch's choice."""
     workers: int = 0
     """Processes that decode images of lazily loaded datasets."""
+    sync_batch_norm: bool = False
+    """With several processes that share a batch: BatchNorm on the statistics of the whole batch, slower and as one process has them."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time (needs --threads; docs/search.md says what a GPU cannot promise)."""
     tf32: bool = False
@@ -76,6 +80,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
         self.require(self.threads or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
+        alone = not (self.download and started_with_others())
+        self.require(alone, "download", "False with several processes: fetch the dataset in one process first")
         self.require(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
 
     @property

@@ -55,6 +55,7 @@ class RandomConfig(RunOptions):
         self.require(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")
         for option in ("resume", "max_time", "tensorboard"):
             self.require(not getattr(self, option), option, "nothing: a random search is not resumed and writes no curves")
+        self.require(not self.sync_batch_norm, "sync_batch_norm", "nothing: a random search runs in one process")
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pamkd.data import Batches, generator, number_of_classes
+from pamkd.distributed import Columns, Mesh, open_mesh
 from pamkd.methods.method import StepReport
 from pamkd.runs import bundle, checkpoint
 from pamkd.runs.collapse import judge
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import Interrupted, OptionError
-from pamkd.runs.folder import CHECKPOINT, open_folder
+from pamkd.runs.folder import CHECKPOINT, continued, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.memory import warn_if_short
@@ -49,7 +50,7 @@ class SearchResult:
     valid_loss: list[float]
     valid_accuracy: list[float]
     genotypes: list[Architecture]
-    learners: list[Learner]  # each with its supernet, `learner.network`
+    learners: list[Learner]  # of this process, each with its supernet, `learner.network`
     history: list[dict[str, Any]]  # the rows of metrics.jsonl
 
 
@@ -77,26 +78,45 @@ class Search:
         `augment(images, generator)` is applied to batches of both, `plain` to the batches of the validation pass at an
         epoch's end. `classes` defaults to `len(train.classes)`. Files are written only where the configuration has
         `out`; `facts` go into its manifest.
+
+        In several processes (`pamkd.distributed.open_mesh`) each holds its learners and reads its part of their batches.
         """
-        config = self.config
-        classes = number_of_classes(train, classes)
-        train_batches = self._batches(train, "train", classes, augment)
-        valid_batches = self._batches(valid, "valid", classes, augment)
+        config, parts = self.config, {"learner_rows": self.config.learner_rows, "synchronised": self.config.sync_batch_norm}
+        with open_mesh(config.learners, device=config.device, **parts) as mesh:
+            return self._run(mesh, train, valid, augment, plain, number_of_classes(train, classes), facts or {})
+
+    def _run(
+        self,
+        mesh: Mesh,
+        train: Dataset,
+        valid: Dataset,
+        augment: Callable | None,
+        plain: Callable | None,
+        classes: int,
+        facts: dict[str, Any],
+    ) -> SearchResult:
+        config = self.config = continued(self.config, mesh)
+        _check_mesh(config, mesh)
+        train_batches = self._batches(train, "train", classes, augment, mesh.columns)
+        valid_batches = self._batches(valid, "valid", classes, augment, mesh.columns)
         check_batches = self._validation_batches(valid, classes, plain)
         images, _ = next(iter(check_batches.epoch(0)))
         supernet = build_supernet(config, classes, images.shape[1])
-        warn_if_short(config, supernet, images[:2])
-        state = SearchState(config, supernet)
+        if mesh.world.size == 1:
+            warn_if_short(config, supernet, images[:2])
+        state = SearchState(config, supernet, mesh)
         folder = config.out
         if folder is not None:
             if config.resume:
                 _check_same(config, folder)
-            else:
-                open_folder(config, self._facts(supernet, images) | (facts or {}))
-        metrics = Metrics(folder, tensorboard=config.tensorboard)
+            elif mesh.main:
+                processes = {"learner_rows": mesh.rows.group.size, "data_columns": mesh.columns.group.size}
+                open_folder(config, self._facts(supernet, images) | {"processes": processes} | facts)
+        metrics = Metrics(folder, tensorboard=config.tensorboard, writes=mesh.main)
         if config.resume:
             checkpoint.restore(folder / CHECKPOINT, state.restore)
             metrics.rewind(lambda row: (row["epoch"], row.get("step", math.inf)) < (state.epoch, state.step))
+            mesh.wait()  # all have read what the main process now writes on
         else:
             self._save(state)  # so that --resume works however early a run is killed
         try:
@@ -105,7 +125,7 @@ class Search:
             metrics.close()
         return self._finish(state, check_batches, metrics, folder)
 
-    def _batches(self, dataset: Dataset, stream: str, classes: int, augment: Callable | None) -> Batches:
+    def _batches(self, dataset: Dataset, stream: str, classes: int, augment: Callable | None, columns: Columns) -> Batches:
         config = self.config
         return Batches(
             dataset,
@@ -117,6 +137,7 @@ class Search:
             augment=augment,
             device=config.device,
             workers=config.workers,
+            columns=columns,
         )
 
     def _validation_batches(self, dataset: Dataset, classes: int, plain: Callable | None) -> Batches:
@@ -134,9 +155,9 @@ class Search:
 
     def _search(self, state: SearchState, train: Batches, valid: Batches, check: Batches, metrics: Metrics) -> None:
         config = self.config
-        method, steps, watch = state.method, len(train), Stopwatch()
+        method, mesh, steps, watch = state.method, state.mesh, len(train), Stopwatch()
         total = config.epochs * steps
-        with Progress(total, done=state.epoch * steps + state.step) as progress, interruptible(config.seconds) as stop:
+        with Progress(total, done=state.epoch * steps + state.step, shown=mesh.main) as progress, interruptible(config.seconds) as stop:
             valid_stream = valid.forever(state.epoch * steps + state.step)
             while state.epoch < config.epochs and not _stopped(metrics.rows):
                 epoch, phase = state.epoch, config.phase(state.epoch % state.stage_epochs)
@@ -159,11 +180,11 @@ class Search:
                             metrics.write(_step_row(report, epoch, state.step, number))
                         progress.advance(_status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
                     state.step += 1
-                    if stop:
+                    if mesh.any(bool(stop)):
                         self._save(state)
                         where = f"epoch {epoch} step {state.step}"
                         raise Interrupted(
-                            f"{stop.reason} in {where}; "
+                            f"{stop.reason or 'another process was interrupted'} in {where}; "
                             + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept"),
                             stop.signal,
                         )
@@ -196,24 +217,24 @@ class Search:
 
     def _save(self, state: SearchState) -> None:
         if self.config.out is not None:
-            checkpoint.save(self.config.out / CHECKPOINT, *state.snapshot())
+            snapshot = state.snapshot()
+            if state.mesh.main:
+                checkpoint.save(self.config.out / CHECKPOINT, *snapshot)
 
     def _epoch_row(self, state: SearchState, check: Batches, phase: str, lr: float) -> dict[str, Any]:
         measured = validate(state, check)
         for k, (loss, _) in enumerate(measured):
             if not math.isfinite(loss):
                 raise Diverged(f"the validation loss of learner {k} is {loss} after epoch {state.epoch + 1}: lower the learning rate")
-        means = state.means()
-        networks = [learner.network for learner in state.learners]
-        genotypes = [learner.network.genotype(learner.alphas) for learner in state.learners]
-        mixtures = [learner.network.mixtures(learner.alphas.detach()) for learner in state.learners]
-        cell_types = list(enumerate(networks[0].cell_types))
+        means, rows = state.means(), state.mesh.rows
+        learners = rows.objects([_description(learner) for learner in state.learners])
+        cell_types = state.learners[0].network.cell_types
         every = self.config.eigenvalue_every
         eigenvalues = None
         if every and phase == "search" and (state.epoch % every == 0 or state.epoch == self.config.epochs - 1):
             batch = Batch(*next(iter(check.epoch(0))))
             decay = self.config.arch_weight_decay  # which Adam adds to the loss
-            eigenvalues = [architecture_eigenvalue(learner, batch) + decay for learner in state.learners]
+            eigenvalues = rows.objects([architecture_eigenvalue(learner, batch) + decay for learner in state.learners])
         return {
             "kind": "epoch",
             "epoch": state.epoch,
@@ -225,12 +246,12 @@ class Search:
             "valid_accuracy": [accuracy for _, accuracy in measured],
             "flow": means["flow"],
             "flow_steps": means["flow_steps"],
-            "genotypes": [genotype.to_json() for genotype in genotypes],
-            "skips": [genotype.skips for genotype in genotypes],
-            "entropy": [entropy(mixes) for mixes in mixtures],
+            "genotypes": [learner["genotype"] for learner in learners],
+            "skips": [learner["skips"] for learner in learners],
+            "entropy": [learner["entropy"] for learner in learners],
             "eigenvalues": eigenvalues,
-            "mixtures": {name: [mixes[i].tolist() for mixes in mixtures] for i, name in cell_types},
-            "operations": {name: [network.candidates(bool(i)) for network in networks] for i, name in cell_types},
+            "mixtures": {name: [learner["mixtures"][i] for learner in learners] for i, name in enumerate(cell_types)},
+            "operations": {name: [learner["operations"][i] for learner in learners] for i, name in enumerate(cell_types)},
             "lr": lr,
             "seconds": state.seconds,
             "images_per_s": state.images / state.seconds,
@@ -251,10 +272,10 @@ class Search:
         genotypes = [architecture_from_json(data) for data in last["genotypes"]]
         best = state.method.retained(last["valid_loss"])
         result = SearchResult(genotypes[best], best, last["valid_loss"], last["valid_accuracy"], genotypes, state.learners, metrics.rows)
-        if folder is not None:
+        found = {"learner": best, "valid_loss": result.valid_loss, "valid_accuracy": result.valid_accuracy}
+        found |= {} if folder is None else state.method.summary(state.learners, lambda: check.epoch(0))
+        if folder is not None and state.mesh.main:
             write_json(folder / "genotype.json", result.genotype.to_json())
-            found = {"learner": best, "valid_loss": result.valid_loss, "valid_accuracy": result.valid_accuracy}
-            found |= state.method.summary(state.learners, lambda: check.epoch(0))
             write_json(folder / "result.json", found | {"genotype": result.genotype.to_json(), "epochs": state.epoch})
         return result
 
@@ -292,23 +313,51 @@ def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> S
 
 
 def validate(state: SearchState, batches: Batches) -> list[tuple[float, float]]:
-    """Mean loss and accuracy of every learner's W over the batches, BatchNorm on each batch's own statistics."""
-    loss, correct, count = [0.0] * len(state.learners), [0] * len(state.learners), 0
+    """Mean loss and accuracy of every learner's W over the batches, BatchNorm on each batch's own statistics.
+
+    Columns take whole batches in turn.
+    """
+    columns = state.mesh.columns.group
+    sums = torch.zeros(len(state.learners), 3, dtype=torch.float64)  # loss, correct, images
     with torch.no_grad():
-        for i, (images, labels) in enumerate(batches.epoch(0)):
-            state.begin("check", i)
-            for k, learner in enumerate(state.learners):
+        for i, (images, labels) in enumerate(batches.epoch(0, min(columns.rank, len(batches)), columns.size)):
+            state.begin("check", columns.rank + i * columns.size)
+            for learner, line in zip(state.learners, sums, strict=True):
                 logits = learner.network.forward(learner.w, learner.alphas, images).logits
-                loss[k] += F.cross_entropy(logits, labels, reduction="sum").item()
-                correct[k] += int((logits.argmax(1) == labels).sum())
-            count += len(labels)
-    return [(total / count, right / count) for total, right in zip(loss, correct, strict=True)]
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                correct = (logits.argmax(1) == labels).sum()
+                line += torch.tensor([loss.item(), correct.item(), len(labels)], dtype=torch.float64)
+    (sums,) = state.mesh.rows.gather([[line] for line in columns.all_reduce(sums)])
+    return [(loss / count, correct / count) for loss, correct, count in sums.tolist()]
+
+
+def _description(learner: Learner) -> dict[str, Any]:
+    """What an epoch's row says of a learner's architecture."""
+    network, alphas = learner.network, learner.alphas.detach()
+    genotype, mixtures = network.genotype(alphas), network.mixtures(alphas)
+    return {
+        "genotype": genotype.to_json(),
+        "skips": genotype.skips,
+        "entropy": entropy(mixtures),
+        "mixtures": [mix.tolist() for mix in mixtures],
+        "operations": [network.candidates(bool(i)) for i in range(len(network.cell_types))],
+    }
 
 
 def entropy(mixtures: Sequence[Tensor]) -> float:
     """Of the operations on an edge, in nats, as shares of what the edge gives to all of them; mean over all edges."""
     mixes = torch.cat(list(mixtures))
     return torch.special.entr(mixes / mixes.sum(-1, keepdim=True)).sum(-1).mean().item()
+
+
+def _check_mesh(config: SearchConfig, mesh: Mesh) -> None:
+    """Raises OptionError where these options cannot be searched with in so many processes."""
+    columns, processes = mesh.columns.group.size, mesh.world.size
+    config.require(config.batch_size % columns == 0, "batch_size", f"a multiple of {columns}, the columns that share each batch")
+    one = "with several processes: it runs in one"
+    config.require(processes == 1 or config.method != "cream", "method", f"another one {one}")
+    config.require(processes == 1 or config.hypergradient == "finite", "hypergradient", f"finite {one}")
+    config.require(processes == 1 or not config.cuda_graphs, "cuda_graphs", f"False {one}")
 
 
 def _check_same(config: SearchConfig, folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pamkd.data import derived_seed, generator
+from pamkd.distributed import WHOLE, Columns, Mesh
 from pamkd.methods.method import Phase, StepReport
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.cuda_graph import GraphedStep
@@ -38,13 +39,13 @@ class SearchState:
     PLACE = ("epoch", "step", "skipped", "images", "seconds")
     SUMS = ("train_loss", "train_loss_v", "flow", "flow_steps")
 
-    def __init__(self, config: SearchConfig, supernet: Supernet) -> None:
-        """Fresh learners over a supernet in its first stage."""
-        self.config, self.method = config, method_of(config)
+    def __init__(self, config: SearchConfig, supernet: Supernet, mesh: Mesh | None = None) -> None:
+        """Fresh learners over a supernet in its first stage; `learners` are those that live in this process."""
+        self.mesh = mesh or Mesh()
+        self.config, self.method = config, method_of(config, self.mesh.rows)
         self._step = GraphedStep(self.method) if config.cuda_graphs else self.method.step
-        self.learners = [
-            self._fresh(k, supernet, supernet.init_alphas(generator(config.seed, "alphas", k))) for k in range(config.learners)
-        ]
+        self.here = range(self.mesh.rows.group.rank, config.learners, self.mesh.rows.group.size)
+        self.learners = [self._fresh(k, supernet, supernet.init_alphas(generator(config.seed, "alphas", k))) for k in self.here]
         self.method.start(self.learners)
         self.optimizer = self._adam()
         self.epoch = self.step = self.skipped = self.images = 0
@@ -65,16 +66,16 @@ class SearchState:
         alphas = [learner.alphas for learner in self.learners]
         return torch.optim.Adam(alphas, config.arch_lr, betas=(0.5, 0.999), weight_decay=config.arch_weight_decay)
 
-    def begin(self, draw: str, number: int) -> None:
+    def begin(self, draw: str, number: int, columns: Columns = WHOLE) -> None:
         """Bring every learner's supernet to this epoch, with draws of its own that are a function of `draw` and `number`."""
         epoch = self.epoch % self.stage_epochs
-        for k, learner in enumerate(self.learners):
+        for k, learner in zip(self.here, self.learners, strict=True):
             seed = derived_seed(self.config.seed, draw, k, number)
-            learner.network = learner.network.at(Moment(epoch, self.stage_epochs, seed))
+            learner.network = learner.network.at(Moment(epoch, self.stage_epochs, seed, columns))
 
     def take(self, step: Step) -> StepReport:
         """One step of every learner: weights, then architectures. Raises Diverged, all being again as before the step."""
-        self.begin("step", step.number)
+        self.begin("step", step.number, self.mesh.columns)
         before, method = [dataclasses.replace(learner) for learner in self.learners], self.method.state()
         try:
             report, hypergradient = self._step(
@@ -129,24 +130,24 @@ class SearchState:
             self._next_stage(self.epoch // self.stage_epochs)
 
     def _clear(self) -> None:
-        count = len(self.learners)
+        count = self.config.learners
         self.step, self.skipped, self.images, self.seconds = 0, 0, 0, 0.0
         self._sums = {name: torch.zeros((count, count) if "flow" in name else (count,), dtype=torch.float64) for name in self.SUMS}
 
     def _next_stage(self, stage: int) -> None:
         """Every learner's supernet follows its own architecture; weights, momentum and Adam's state follow where they can."""
         adam = [self.optimizer.state[learner.alphas] for learner in self.learners]
-        for k, learner in enumerate(self.learners):
+        for i, (k, learner) in enumerate(zip(self.here, self.learners, strict=True)):
             following = learner.network.next_stage(learner.alphas.detach().cpu(), generator(self.config.seed, "stage", k, stage))
             if following.weights_source is None:
-                self.learners[k] = self._fresh(k, following.supernet, following.alphas, stage)
-                adam[k] = {}
+                self.learners[i] = self._fresh(k, following.supernet, following.alphas, stage)
+                adam[i] = {}
                 continue
             weights = {name: value for name, value in learner.tensors.items() if name != "alphas"}
             weights = {name: copied(value, following.weights_source) if len(value) else value for name, value in weights.items()}
             alphas = copied(learner.alphas.detach(), following.alphas_source)
-            self.learners[k] = Learner(following.supernet, alphas.requires_grad_(), **weights, number=k)
-            adam[k] = {name: value if name == "step" else copied(value, following.alphas_source) for name, value in adam[k].items()}
+            self.learners[i] = Learner(following.supernet, alphas.requires_grad_(), **weights, number=k)
+            adam[i] = {name: value if name == "step" else copied(value, following.alphas_source) for name, value in adam[i].items()}
         self.method.start(self.learners)
         self.optimizer = self._adam()
         for learner, state in zip(self.learners, adam, strict=True):
@@ -154,13 +155,16 @@ class SearchState:
                 self.optimizer.state[learner.alphas] = state
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"sums.{name}": value for name, value in self._sums.items()}
-        tensors |= {f"method.{name}": value for name, value in self.method.state().items()}
-        for k, learner in enumerate(self.learners):
+        """What a checkpoint holds: the learners of all processes, whose number it does not tell."""
+        tensors = {f"method.{name}": value for name, value in self.method.state().items()}
+        for k, learner in zip(self.here, self.learners, strict=True):
             tensors |= {f"learner.{k}.{name}": value for name, value in learner.tensors.items()}
             tensors |= {f"adam.{k}.{name}": value for name, value in self.optimizer.state[learner.alphas].items()}
+        rows = self.mesh.rows.group.objects({name: value.detach().cpu() for name, value in tensors.items()})
+        tensors = {f"sums.{name}": value for name, value in self._sums.items()}
+        tensors |= {name: value for row in rows for name, value in row.items()}
         meta = {name: getattr(self, name) for name in self.PLACE} | {"config": fixed(self.config)}
-        return tensors, meta | {"structures": [learner.network.structure for learner in self.learners]}
+        return tensors, meta | {"structures": self.mesh.rows.objects([learner.network.structure for learner in self.learners])}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Take over what `snapshot` gave. Raises CheckpointError for that of a run with other options or of another supernet."""
@@ -171,18 +175,17 @@ class SearchState:
         for name in self.PLACE:
             setattr(self, name, meta.get(name, getattr(self, name)))  # earlier versions did not skip
         self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
-        for k, structure in enumerate(meta["structures"]):
-            network = self.learners[k].network.restructured(structure)
-            names = self.learners[k].tensors
-            values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in names}
+        for i, (k, learner) in enumerate(zip(self.here, self.learners, strict=True)):
+            network = learner.network.restructured(meta["structures"][k])
+            values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in learner.tensors}
             if len(values["w"]) != network.num_weights:
                 raise CheckpointError(f"the checkpoint has {len(values['w'])} weights, not the {network.num_weights} of this supernet")
-            self.learners[k] = Learner(network, **values, number=k)
-            self.learners[k].alphas.requires_grad_()
+            self.learners[i] = Learner(network, **values, number=k)
+            self.learners[i].alphas.requires_grad_()
         self.method.start(self.learners)
         self.method.load({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})
         self.optimizer = self._adam()
-        for k, learner in enumerate(self.learners):
+        for k, learner in zip(self.here, self.learners, strict=True):
             prefix = f"adam.{k}."
             adam = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if adam:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pamkd.distributed import WHOLE, Columns
+from pamkd.distributed.columns import normalised
 from pamkd.ops import relu_conv_norm
 from pamkd.spaces.genotype import INPUTS, Gene, Genotype
 from pamkd.spaces.supernet import MIN_IMAGE_SIZE
@@ -30,7 +32,11 @@ class EvaluationNetwork(nn.Module):
     `auxiliary_norm` says whether its last convolution has a BatchNorm (default: as DARTS, with the cifar stem only).
     Parameters bear the names of the published DARTS code, so `state_dict()` and `load_state_dict` exchange with it
     (`pamkd.spaces.published.load_published_network` says what does not fit). Initial weights are PyTorch's defaults.
+
+    In training `columns` may share a batch: images are this column's part, and so are the logits.
     """
+
+    columns: Columns = WHOLE
 
     def __init__(
         self,
@@ -105,10 +111,10 @@ class EvaluationNetwork(nn.Module):
             s1 = self.stem1(s0)
         # Channels last is faster in training. (Of one-channel images PyTorch cannot tell the layout, hence here and not before.)
         s0, s1 = (state.contiguous(memory_format=torch.channels_last) for state in (s0, s1))
-        auxiliary = None
+        auxiliary, columns = None, self.columns if self.training else WHOLE
         for i, cell in enumerate(self.cells):
-            masks = cell.masks(images, drop_path, generator) if self.training and drop_path > 0 else None
-            s0, s1 = s1, cell(s0, s1, masks, generator)
+            masks = cell.masks(images, drop_path, generator, columns) if self.training and drop_path > 0 else None
+            s0, s1 = s1, cell(s0, s1, masks, generator, columns)
             if i == self._auxiliary_at and self.training and hasattr(self, AUXILIARY):
                 auxiliary = self.auxiliary_head(s1)
         return EvaluationOutput(self.classifier(s1.mean((2, 3))), auxiliary)
@@ -126,17 +132,19 @@ class EvaluationCell(nn.Module):
         self.preprocess1 = ReluConvNorm(c_s1, channels)
         self._ops = nn.ModuleList(operation(name, channels, 2 if reduction and state < INPUTS else 1) for name, state in self.genes)
 
-    def masks(self, images: Tensor, drop_path: float, generator: torch.Generator | None) -> Tensor:
+    def masks(self, images: Tensor, drop_path: float, generator: torch.Generator | None, columns: Columns = WHOLE) -> Tensor:
         """[entries, n, 1, 1, 1] of 0 with probability drop_path, else 1 / (1 - drop_path)."""
         device = images.device if generator is None else generator.device
-        kept = torch.empty(len(self.genes), len(images), 1, 1, 1, device=device).bernoulli_(1 - drop_path, generator=generator)
-        return (kept / (1 - drop_path)).to(images)
+        kept = torch.empty(len(self.genes), columns.whole(len(images)), 1, 1, 1, device=device).bernoulli_(
+            1 - drop_path, generator=generator
+        )
+        return (columns.part(kept, 1) / (1 - drop_path)).to(images)
 
-    def forward(self, s0: Tensor, s1: Tensor, masks: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def forward(self, s0: Tensor, s1: Tensor, masks: Tensor | None, generator: torch.Generator | None, columns: Columns = WHOLE) -> Tensor:
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         total = None
         for i, ((_, state), op) in enumerate(zip(self.genes, self._ops, strict=True)):
-            y = op(states[state], generator) if isinstance(op, Noise) else op(states[state])
+            y = op(states[state], generator, columns) if isinstance(op, Noise) else op(states[state])
             if masks is not None and not isinstance(op, nn.Identity):
                 y = y * masks[i]
             if i % 2 == 0:
@@ -162,12 +170,41 @@ def _fused(x: Tensor, depthwise: ReluDepthwise | None, pointwise: nn.Conv2d, nor
     stride, dilation = (1, 1) if depthwise is None else (depthwise.stride[0], depthwise.dilation[0])
     kernel = None if depthwise is None else depthwise.weight
     y, mean, variance = relu_conv_norm(x, kernel, pointwise.weight, norm.weight, norm.bias, stride=stride, dilation=dilation, eps=norm.eps)
-    with torch.no_grad():
-        values = y.numel() // y.shape[1]
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
+    _track(norm, mean, variance, y.numel() // y.shape[1])
     return y
+
+
+@torch.no_grad()
+def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, values: int) -> None:
+    """Running statistics from the mean and biased variance of so many values per channel."""
+    norm.num_batches_tracked += 1
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
+
+
+class SynchronisedNorm(nn.BatchNorm2d):
+    """BatchNorm whose statistics in training are those of the whole batch that `columns` share."""
+
+    columns: Columns = WHOLE
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        mean, variance = self.columns.statistics(x)
+        _track(self, mean, variance, self.columns.whole(len(x)) * x.shape[2] * x.shape[3])
+        return normalised(x, mean, variance, self.weight, self.bias, self.eps)
+
+
+def share_batches(network: nn.Module, columns: Columns) -> None:
+    """Let the network train on this column's part of each batch."""
+    network.columns = columns
+    for parent in list(network.modules()) if columns.synchronised else ():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                norm = SynchronisedNorm(child.num_features, child.eps, child.momentum, child.affine).to(child.running_mean)
+                norm.load_state_dict(child.state_dict())
+                norm.columns = columns
+                setattr(parent, name, norm)
 
 
 class ReluConvNorm(nn.Module):
@@ -180,7 +217,8 @@ class ReluConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # On smaller maps, which come with more channels, PyTorch's matrix product outweighs what fusing saves.
         pointwise = self.op[1].kernel_size == (1, 1)
-        if pointwise and self.training and x.device.type == "cpu" and x.shape[2] * x.shape[3] >= 1024:
+        fusable = pointwise and not isinstance(self.op[2], SynchronisedNorm)
+        if fusable and self.training and x.device.type == "cpu" and x.shape[2] * x.shape[3] >= 1024:
             return _fused(x, None, *self.op[1:])
         return self.op(x)
 
@@ -218,7 +256,7 @@ class DepthwiseSeparable(nn.Module):
             self.op.add_module(str(4 * i + 3), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.fusable and self.training and x.device.type == "cpu"):
+        if not (self.fusable and self.training and x.device.type == "cpu") or isinstance(self.op[2], SynchronisedNorm):
             return self.op(x)
         for i in range(0, len(self.op), 3):
             x = _fused(x, *self.op[i : i + 3])
@@ -232,10 +270,10 @@ class Noise(nn.Module):
         super().__init__()
         self.stride = stride
 
-    def forward(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        shape = x[:, :, :: self.stride, :: self.stride].shape
+    def forward(self, x: Tensor, generator: torch.Generator | None, columns: Columns = WHOLE) -> Tensor:
+        n, *shape = x[:, :, :: self.stride, :: self.stride].shape
         device = x.device if generator is None else generator.device
-        return torch.randn(shape, device=device, generator=generator).to(x)
+        return columns.part(torch.randn(columns.whole(n), *shape, device=device, generator=generator)).to(x)
 
 
 class AuxiliaryHead(nn.Module):

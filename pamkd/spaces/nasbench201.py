@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.spaces.supernet import Candidates, Cell, Supernet, affine_norm
+from pamkd.spaces.supernet import Candidates, Cell, Supernet
 from pamkd.spaces.topology import EDGES, NODES, OPERATIONS, Topology
 
 
@@ -75,14 +75,13 @@ class NasBench201(Supernet):
         for i in range(len(self.cells)):
             stage, first = divmod(i, self.num_cells)
             if stage and not first:
-                x = _residual_block(x, views, f"blocks.{stage - 1}")
+                x = self._residual_block(x, views, f"blocks.{stage - 1}")
             x = self._cell(i, x, None, views[f"cells.{i}._ops"], mixtures[0])
         return x
 
-
-def _residual_block(x: Tensor, views: dict[str, Tensor], name: str) -> Tensor:
-    y = x
-    for part, stride in (("conv_a", 2), ("conv_b", 1)):
-        y = F.conv2d(F.relu(y), views[f"{name}.{part}.op.1.weight"], stride=stride, padding=1)
-        y = affine_norm(y, views, f"{name}.{part}.op.2")
-    return y + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), views[f"{name}.downsample.1.weight"])
+    def _residual_block(self, x: Tensor, views: dict[str, Tensor], name: str) -> Tensor:
+        y = x
+        for part, stride in (("conv_a", 2), ("conv_b", 1)):
+            y = F.conv2d(F.relu(y), views[f"{name}.{part}.op.1.weight"], stride=stride, padding=1)
+            y = self._affine_norm(y, views, f"{name}.{part}.op.2")
+        return y + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), views[f"{name}.downsample.1.weight"])

@@ -89,7 +89,10 @@ class PrDarts(Darts):
         everything = zip(spec.weights, weights.split([piece.size for piece in spec.weights]), strict=True)
         pieces = [values for piece, values in everything if piece.op in chosen[piece.edge]]
         part = torch.cat(pieces) if pieces else weights[:0]
-        return self._mixed_cell(left, right, part, mix.gather(1, columns), active)
+        disturbance = self.draws(i, left)
+        if disturbance is None:
+            return self._mixed_cell(left, right, part, mix.gather(1, columns), active)
+        return self._disturbed_cell(left, right, part, mix.gather(1, columns), active, disturbance)
 
 
 def probability(betas: Tensor, temperature: float) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -14,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pamkd.data.randomness import generator
-from pamkd.ops import disturbed_cell, mixed_cell
+from pamkd.distributed import WHOLE, Columns
+from pamkd.ops import disturbed_cell, mixed_cell, relu_conv_norm
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import BN_EPS, Disturbance, batch_norm, factorized_reduce
+from pamkd.reference.mixed_cell import Disturbance, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
+from pamkd.reference.relu_conv_norm import relu_conv_norm as reference_relu_conv_norm
 from pamkd.spaces.disturbance import draw_disturbance
 from pamkd.spaces.genotype import Genotype
 from pamkd.spaces.layout import Layout
@@ -28,11 +31,12 @@ Candidates = tuple[tuple[str, ...], ...]  # the operations of each edge of a cel
 
 @dataclass(frozen=True)
 class Moment:
-    """Where in a search a step stands: schedules are functions of the epoch, draws of the seed."""
+    """Where in a search a step stands: schedules are functions of the epoch, draws of the seed, and batches may be split."""
 
     epoch: int = 0  # of the stage, counted from 0
     epochs: int = 1  # of the stage
     seed: int = 0  # of everything that is drawn for the step
+    columns: Columns = WHOLE  # among which the batch is split: the network gets this column's images and gives outputs of all
 
 
 class Output(NamedTuple):
@@ -105,7 +109,7 @@ class Supernet(ABC):
         self.stem, self.drop_path = stem, drop_path
         self.moment = Moment()
         self.lay_out()
-        self._mixed_cell, self._disturbed_cell = mixed_cell, disturbed_cell
+        self._eager = False
 
     def lay_out(self) -> None:
         """Describe the cells and their weights, as the attributes say."""
@@ -227,18 +231,42 @@ class Supernet(ABC):
     def twice_differentiable(self) -> Supernet:
         """This supernet over the eager reference of its cells, whose backward pass can be differentiated again."""
         twin = copy.copy(self)
-        twin._mixed_cell = twin._disturbed_cell = reference_mixed_cell
+        twin._eager = True
         return twin
 
+    @property
+    def _composed(self) -> bool:
+        """Whether plain PyTorch calls stand in for the fused operations, which have no synchronised BatchNorm and no second derivative."""
+        return self._eager or self.moment.columns.synchronised
+
+    @property
+    def _mixed_cell(self) -> Callable[..., Tensor]:
+        return self._composition if self._composed else mixed_cell
+
+    @property
+    def _disturbed_cell(self) -> Callable[..., Tensor]:
+        return self._composition if self._composed else disturbed_cell
+
+    @property
+    def _composition(self) -> Callable[..., Tensor]:
+        norm = self.moment.columns.batch_norm
+        return functools.partial(reference_mixed_cell, layer=functools.partial(reference_relu_conv_norm, norm=norm), norm=norm)
+
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
-        """weights [num_weights], images [n, image_channels, h, w] with h, w >= 8 -> logits [n, classes], embedding [n, d]."""
+        """weights [num_weights], images [n, image_channels, h, w] with h, w >= 8 -> logits [n, classes], embedding [n, d].
+
+        Where the moment's columns split a batch, the images are this column's and what is returned is of the whole batch.
+        """
+        weights, alphas = self.moment.columns.enter(weights, alphas)
         views = self.layout.views(weights)  # once: its backward pass concatenates all gradients
         embedding = self._feature_map(views, alphas, images).mean((2, 3))
-        return Output(F.linear(embedding, views["classifier.weight"], views["classifier.bias"]), embedding)
+        logits = F.linear(embedding, views["classifier.weight"], views["classifier.bias"])
+        return Output(*self.moment.columns.gather(logits, embedding))
 
     def feature_map(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Tensor:
         """What is pooled to the embedding: [n, d, h', w']."""
-        return self._feature_map(self.layout.views(weights), alphas, images)
+        weights, alphas = self.moment.columns.enter(weights, alphas)
+        return self.moment.columns.gather(self._feature_map(self.layout.views(weights), alphas, images))[0]
 
     def _feature_map(self, views: dict[str, Tensor], alphas: Tensor, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
@@ -246,37 +274,46 @@ class Supernet(ABC):
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
         last = self._states(views, self.sample(alphas), images.contiguous(memory_format=torch.channels_last))
         if self.affine_tail:
-            last = F.relu(affine_norm(last, views, "lastact.0"))
+            last = F.relu(self._affine_norm(last, views, "lastact.0"))
         return last
 
     def stem_features(self, weights: Tensor, images: Tensor) -> Tensor:
         """What the stem makes of the images, pooled: [n, stem_multiplier * channels]."""
-        return self._stem(self.layout.views(weights), images.contiguous(memory_format=torch.channels_last))[1].mean((2, 3))
+        (weights,) = self.moment.columns.enter(weights)
+        stem = self._stem(self.layout.views(weights), images.contiguous(memory_format=torch.channels_last))[1].mean((2, 3))
+        return self.moment.columns.gather(stem)[0]
 
     def _states(self, views: dict[str, Tensor], mixtures: tuple[Tensor, ...], images: Tensor) -> Tensor:
         """The output of the last cell."""
         s0, s1 = self._stem(views, images)
+        norm = self.moment.columns.batch_norm
         for i, cell in enumerate(self.cells):
             name = f"cells.{i}."
             if cell.reduce_s0:
-                left = factorized_reduce(s0, views[name + "preprocess0.conv_1.weight"], views[name + "preprocess0.conv_2.weight"])
+                left = factorized_reduce(s0, views[name + "preprocess0.conv_1.weight"], views[name + "preprocess0.conv_2.weight"], norm)
             else:
-                left = _relu_conv_bn(s0, views[name + "preprocess0.op.1.weight"])
-            right = _relu_conv_bn(s1, views[name + "preprocess1.op.1.weight"])
+                left = self._relu_conv_norm(s0, views[name + "preprocess0.op.1.weight"])
+            right = self._relu_conv_norm(s1, views[name + "preprocess1.op.1.weight"])
             s0, s1 = s1, self._cell(i, left, right, views[name + "_ops"], mixtures[cell.spec.reduction])
         return s1
 
+    def _relu_conv_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self._composed or x.device.type != "cpu":
+            return self.moment.columns.batch_norm(F.conv2d(F.relu(x), weight))
+        return relu_conv_norm(x, None, weight)[0]
+
     def _stem(self, views: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
         if self.stem == "cifar":
-            s0 = affine_norm(F.conv2d(images, views["stem.0.weight"], padding=1), views, "stem.1")
+            s0 = self._affine_norm(F.conv2d(images, views["stem.0.weight"], padding=1), views, "stem.1")
             return s0, s0
-        x = affine_norm(F.conv2d(images, views["stem0.0.weight"], stride=2, padding=1), views, "stem0.1")
-        s0 = affine_norm(F.conv2d(F.relu(x), views["stem0.3.weight"], stride=2, padding=1), views, "stem0.4")
-        return s0, affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
+        x = self._affine_norm(F.conv2d(images, views["stem0.0.weight"], stride=2, padding=1), views, "stem0.1")
+        s0 = self._affine_norm(F.conv2d(F.relu(x), views["stem0.3.weight"], stride=2, padding=1), views, "stem0.4")
+        return s0, self._affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
 
     def draws(self, i: int, state: Tensor) -> Disturbance | None:
         """What is drawn inside cell i in this step, for input states like `state`."""
-        return draw_disturbance(self.cells[i].spec, state, self.random("cell", i), self.skip_dropout, self.drop_path_rate)
+        random, columns = self.random("cell", i), self.moment.columns
+        return draw_disturbance(self.cells[i].spec, state, random, self.skip_dropout, self.drop_path_rate, columns)
 
     def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
         spec, disturbance = self.cells[i].spec, self.draws(i, left)
@@ -284,6 +321,10 @@ class Supernet(ABC):
         if disturbance is None:
             return self._mixed_cell(left, right, weights, mix, spec)
         return self._disturbed_cell(left, right, weights, mix, spec, disturbance)
+
+    def _affine_norm(self, x: Tensor, views: dict[str, Tensor], name: str) -> Tensor:
+        """BatchNorm on batch statistics with the weight and bias of that name."""
+        return self.moment.columns.batch_norm(x, views[f"{name}.weight"], views[f"{name}.bias"])
 
     def _cells(self):
         reductions = (self.depth // 3, 2 * self.depth // 3)
@@ -327,12 +368,3 @@ class Supernet(ABC):
                 yield f"cells.{i}.preprocess0.op.1.weight", (spec.channels, c_s0, 1, 1)
             yield f"cells.{i}.preprocess1.op.1.weight", (spec.channels, c_s1, 1, 1)
             yield f"cells.{i}._ops", (spec.num_weights,)
-
-
-def _relu_conv_bn(x: Tensor, weight: Tensor) -> Tensor:
-    return batch_norm(F.conv2d(F.relu(x), weight))
-
-
-def affine_norm(x: Tensor, views: dict[str, Tensor], name: str) -> Tensor:
-    """BatchNorm on batch statistics with the weight and bias of that name."""
-    return F.batch_norm(x, None, None, views[f"{name}.weight"], views[f"{name}.bias"], training=True, eps=BN_EPS)

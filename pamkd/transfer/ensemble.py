@@ -40,8 +40,8 @@ def ensemble(rule: Rule, logits: Tensor, labels: Tensor, weights: Tensor | None 
         chosen = F.one_hot(lowest.indices, count) * others[..., None]
         return lowest.values, chosen.sum((0, 1)).to(logits) / (len(labels) * (logits.shape[2] - 1))
     weights = logits.new_full((count,), 1 / count) if weights is None else weights.to(logits)
-    mixed = torch.einsum("k,knc->nc", weights, (logits / temperature).softmax(2))
-    return temperature * mixed.log(), weights
+    mixed = torch.logsumexp(weights.log()[:, None, None] + (logits / temperature).log_softmax(2), 0)  # finite where softmax is 0
+    return temperature * mixed, weights
 
 
 def simplex_weights(logits: Tensor, labels: Tensor, *, rounds: int = 20, halvings: int = 40) -> Tensor:

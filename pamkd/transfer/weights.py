@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pamkd.distributed import ALL_HERE, Rows
 from pamkd.spaces.supernet import Output, Supernet
 from pamkd.transfer.instances import Instances
 
@@ -21,9 +22,10 @@ class EncoderWeights(Instances):
 
     encoder: int | None = None
 
-    def fit(self, networks: Sequence[Supernet]) -> None:
+    def fit(self, networks: Sequence[Supernet], rows: Rows = ALL_HERE) -> None:
         """Find the encoder. Raises ValueError where the learners' supernets have become different ones."""
-        if any(network.layout.entries != networks[0].layout.entries for network in networks):
+        layouts = rows.objects([network.layout.entries for network in networks])
+        if any(layout != layouts[0] for layout in layouts):
             raise ValueError("transfer l2w compares weights one by one and these learners' supernets differ: take another transfer")
         self.encoder = networks[0].encoder_size
 

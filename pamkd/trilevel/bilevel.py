@@ -8,6 +8,9 @@
 The learners meet in their outputs alone, so D is differentiated at outputs cut off from the networks, and each network is
 passed through once, with the cotangents that D gives its output. What D takes as target is a constant in the weight step
 and in the hypergradient.
+
+Learners may live on several processes (`Rows`): lists of learners and their vectors hold those that are here; outputs, D and
+its cotangents are those of all K, computed alike everywhere.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from pamkd.distributed import ALL_HERE, Rows
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
 from pamkd.trilevel.passes import PERTURBED, Batch, Passes
@@ -48,7 +52,7 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class WeightStep:
-    """What the weight step did: K losses, D, the targets, an update for each learner, and the gradient of the modules."""
+    """What the weight step did: losses, D, the targets, an update for each learner, and the gradient of the modules."""
 
     losses: list[Tensor]
     taught: Tensor  # [K]
@@ -71,8 +75,8 @@ class _Gradients:
 class BiLevelStep:
     """The parts of one step over K learners with one weight set each."""
 
-    def __init__(self, passes: Passes, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP) -> None:
-        self.passes, self.sgd, self.fd_step = passes, sgd, fd_step
+    def __init__(self, passes: Passes, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP, rows: Rows = ALL_HERE) -> None:
+        self.passes, self.sgd, self.fd_step, self.rows = passes, sgd, fd_step, rows
 
     def train(
         self,
@@ -93,9 +97,9 @@ class BiLevelStep:
         weights = [learner.w.detach().requires_grad_() for learner in learners]
         found = self._gradients(weights, learners, train, valid, exchange, weights, targets_of, "")
         grads = found.grads if added is None else [grad + more for grad, more in zip(found.grads, added, strict=True)]
-        grads = tied(grads, exchange.shared)
+        grads = tied(grads, exchange.shared, self.rows)
         updates = []
-        for learner, grad, norm in zip(learners, grads, norms(grads, exchange.shared), strict=True):
+        for learner, grad, norm in zip(learners, grads, norms(grads, exchange.shared, self.rows), strict=True):
             before = learner.w
             learner.w, learner.w_momentum, coefficient = self.sgd.update(before, learner.w_momentum, grad, lr, norm=norm)
             self.passes.watch.term([learner.w], "updated W", learner.number, "pass w_train")
@@ -109,11 +113,11 @@ class BiLevelStep:
         """Losses and accuracies of W' on the validation batch, u_k = dJ/dW'_k, and the direct term dJ/dA_k."""
         weights = [learner.w.detach().requires_grad_() for learner in learners]
         losses, outputs = self._forward("w_valid", weights, learners, valid)
-        leaves = cut(outputs)
+        leaves = cut(outputs, self.rows)
         cotangents = torch.autograd.grad(exchange.objective(leaves, valid), leaves, allow_unused=True)
         u, direct = [], []
-        for k, learner in enumerate(learners):
-            grad_w, grad_alphas = self._backward("w_valid", learner, [], outputs[k], cotangents, k, [weights[k], learner.alphas])
+        for k, learner, w, output in zip(self.rows.indices(len(learners)), learners, weights, outputs, strict=True):
+            grad_w, grad_alphas = self._backward("w_valid", learner, [], output, cotangents, k, [w, learner.alphas])
             u.append(grad_w)
             direct.append(grad_alphas)
         accuracy = [accuracy_of(output, valid) for output in outputs]
@@ -131,12 +135,12 @@ class BiLevelStep:
     ) -> list[Tensor]:
         """dJ/dA_k: the direct term and, by one central difference over all learners together, the one through W'."""
         alphas = [learner.alphas for learner in learners]
-        directions = [update.step_size * vector for update, vector in zip(done.updates, tied(u, exchange.shared), strict=True)]
+        directions = [update.step_size * vector for update, vector in zip(done.updates, tied(u, exchange.shared, self.rows), strict=True)]
 
         def gradients(points: list[Tensor]) -> list[Tensor]:
             return self._gradients(points, learners, train, valid, exchange, alphas, lambda *seen: done.targets, PERTURBED).grads
 
-        through = central_difference(gradients, [update.before for update in done.updates], directions, self.fd_step)
+        through = central_difference(gradients, [update.before for update in done.updates], directions, self.fd_step, self.rows)
         return [term - other for term, other in zip(direct, through, strict=True)]
 
     def _gradients(
@@ -163,7 +167,7 @@ class BiLevelStep:
             name, batch = "w_taught" + suffix, valid
             _, outputs = self._forward(name, weights, learners, valid)
             own = [[] for _ in losses]
-        leaves = cut(outputs)
+        leaves = cut(outputs, self.rows)
         seen = type(leaves)(*(part.detach() for part in leaves))
         targets = targets_of(seen, batch)
         taught = exchange.loss(leaves, batch, targets)
@@ -171,8 +175,8 @@ class BiLevelStep:
         if taught.requires_grad:
             *cotangents, found = torch.autograd.grad(taught.sum(), [*leaves, exchange.modules], allow_unused=True)
             modules = modules if found is None else found
-        for k, (learner, x) in enumerate(zip(learners, inputs, strict=True)):
-            grads[k] = grads[k] + self._backward(name, learner, own[k], outputs[k], cotangents, k, [x])[0]
+        for i, (k, learner) in enumerate(zip(self.rows.indices(len(learners)), learners, strict=True)):
+            grads[i] = grads[i] + self._backward(name, learner, own[i], outputs[i], cotangents, k, [inputs[i]])[0]
         return _Gradients(losses, taught, seen, targets, grads, modules)
 
     def _forward(
@@ -200,23 +204,23 @@ class BiLevelStep:
         )
 
 
-def cut(outputs: Sequence[Output]) -> Output:
-    """Outputs of K learners stacked into leaves."""
-    kind = type(outputs[0])
-    return kind(*(torch.stack([part.detach() for part in parts]).requires_grad_() for parts in zip(*outputs, strict=True)))
+def cut(outputs: Sequence[Output], rows: Rows) -> Output:
+    """Outputs of all K learners stacked into leaves."""
+    return type(outputs[0])(*(part.requires_grad_() for part in rows.gather([[part.detach() for part in parts] for parts in outputs])))
 
 
-def tied(vectors: Sequence[Tensor], shared: int) -> list[Tensor]:
+def tied(vectors: Sequence[Tensor], shared: int, rows: Rows = ALL_HERE) -> list[Tensor]:
     """Vectors whose first `shared` entries are the sum over all: derivatives by a tensor that all learners share."""
     if not shared:
         return list(vectors)
-    total = torch.stack([vector[:shared] for vector in vectors]).sum(0)
+    (total,) = rows.total([torch.stack([vector[:shared] for vector in vectors]).sum(0)])
     return [torch.cat([total, vector[shared:]]) for vector in vectors]
 
 
-def norms(grads: Sequence[Tensor], shared: int) -> list[Tensor]:
+def norms(grads: Sequence[Tensor], shared: int, rows: Rows = ALL_HERE) -> list[Tensor]:
     """The norm that each learner's gradient is clipped by: its own, or that of all weights where learners share some."""
     if not shared:
         return [torch.linalg.vector_norm(grad) for grad in grads]
-    parts = [grads[0][:shared], *(grad[shared:] for grad in grads)]
-    return [torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))] * len(grads)
+    (apart,) = rows.gather([[torch.linalg.vector_norm(grad[shared:])] for grad in grads])
+    together = torch.linalg.vector_norm(grads[0][:shared])
+    return [torch.linalg.vector_norm(torch.cat([together[None], apart]))] * len(grads)

@@ -25,10 +25,12 @@ class Note:
     where: str  # the pass, or the part of the step
     limit: float
 
-    def check(self, value: float) -> None:
-        if not abs(value) <= self.limit:
-            what = f"the {self.term} of learner {self.learner} in {self.where} is {value:.6g}"
-            raise Diverged(f"{what}: the search diverged; lower the learning rate or the clipping norm")
+    def wrong(self, value: float) -> str | None:
+        """What is to be said where the number is wrong."""
+        if abs(value) <= self.limit:
+            return None
+        what = f"the {self.term} of learner {self.learner} in {self.where} is {value:.6g}"
+        return f"{what}: the search diverged; lower the learning rate or the clipping norm"
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,15 @@ class Noted:
     notes: Sequence[Note]
     values: Tensor | None
 
+    def wrong(self) -> str | None:
+        """Reads the numbers from the device, all at once; what is to be said of the first that is wrong."""
+        values = [] if self.values is None else self.values.tolist()
+        return next(filter(None, (note.wrong(value) for note, value in zip(self.notes, values, strict=True))), None)
+
     def check(self) -> None:
-        """Reads the numbers from the device, all at once. Raises Diverged for the first that is wrong."""
-        if self.values is not None:
-            for note, value in zip(self.notes, self.values.tolist(), strict=True):
-                note.check(value)
+        """Raises Diverged where a number is wrong."""
+        if wrong := self.wrong():
+            raise Diverged(wrong)
 
 
 class Watch:
@@ -69,7 +75,8 @@ class Watch:
 
     def _see(self, value: Tensor, note: Note) -> None:
         if value.device.type == "cpu" and not self._later:
-            note.check(value.item())
+            if wrong := note.wrong(value.item()):
+                raise Diverged(wrong)
         else:
             self._notes.append(note)
             self._values.append(value.detach())

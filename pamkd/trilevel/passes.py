@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pamkd.distributed import Rows
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.finite import Watch
 
@@ -38,14 +39,15 @@ class Passes:
 
     `static`: every step makes the same passes and reads nothing from the device, as a CUDA graph needs; else passes that would
     change nothing are left out. `precision`: the dtype of activations and their gradients, None for that of the weights.
-    Perturbed passes keep the weights' own: a central difference has no digits to spare.
+    Perturbed passes keep the weights' own: a central difference has no digits to spare. `later`: wrong numbers end a step when it
+    is over, so that all processes get there.
     """
 
-    def __init__(self, *, static: bool = False, precision: torch.dtype | None = None) -> None:
+    def __init__(self, *, static: bool = False, precision: torch.dtype | None = None, later: bool = False) -> None:
         self.forwards: Counter[str] = Counter()
         self.backwards: Counter[str] = Counter()
         self.static, self.precision = static, precision
-        self.watch = Watch(later=static)
+        self.watch = Watch(later=static or later)
 
     def forward(self, name: str, learner: Learner, weights: Tensor, batch: Batch) -> tuple[Tensor, Output]:
         """Mean cross-entropy of the learner's network with these weights on the batch, and the network's output, in the weights' dtype.
@@ -81,8 +83,8 @@ class Passes:
 
 @torch.no_grad()
 def predictions(
-    learners: Sequence[Learner], weights: Literal["v", "w"], batches: Iterable[tuple[Tensor, Tensor]]
+    learners: Sequence[Learner], weights: Literal["v", "w"], batches: Iterable[tuple[Tensor, Tensor]], rows: Rows
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits [K, n, classes] of all learners' weights of that name, and labels, batch by batch; not counted as passes."""
     for images, labels in batches:
-        yield torch.stack([k.network.forward(getattr(k, weights), k.alphas, images).logits for k in learners]), labels
+        yield rows.gather([[k.network.forward(getattr(k, weights), k.alphas, images).logits] for k in learners])[0], labels

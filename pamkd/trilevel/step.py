@@ -9,7 +9,8 @@ hypergradient needs no virtual steps. With u_k = dL(W'_k, A_k; val)/dW'_k and Ph
             + xi_V d2L(V, A; tr)/dAdV . v,  v = dPhi/dV'           through V'
 
 Derivatives of Phi are central differences of first-order gradients of O at W +- step * u / ||u||, read off at the
-architecture, at l (K numbers) and at s (what the teachers publish): these small vectors are all that couples learners.
+architecture, at l (K numbers) and at s (what the teachers publish): these small vectors are all that couples learners, and
+all that travels between processes where learners live on several (`Rows`). Lists of learners hold those of this process.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from pamkd.distributed import ALL_HERE, Rows
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
 from pamkd.trilevel.passes import PERTURBED, Batch, Network, Passes
@@ -66,24 +68,25 @@ class Learner:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What stage II knows of all learners: V' on the batch on which they teach. The graph of each forward pass is kept."""
+    """What stage II knows of its learners: V' on the batch on which they teach. The graph of each forward pass is kept."""
 
-    losses: list[Tensor]  # K scalars with graph, L(V'_k, A_k; batch)
-    published: list[Tensor]  # K tensors with graph, what learner k would teach
-    weights: list[Tensor]  # K vectors V'_k, leaves of those graphs
+    losses: list[Tensor]  # scalars with graph, L(V'_k, A_k; batch)
+    published: list[Tensor]  # tensors with graph, what learner k would teach
+    weights: list[Tensor]  # vectors V'_k, leaves of those graphs
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A measurement as constants, or as leaves at which the hypergradient reads off what they are worth."""
+    """What all learners measured, as constants, or as leaves at which the hypergradient reads off what they are worth."""
 
     losses: Tensor  # [K]
     published: Tensor  # [K, ...]
     context: Any
 
     @classmethod
-    def of(cls, measured: Measurement, context: Any) -> Lesson:
-        return cls(*(torch.stack([part.detach() for part in parts]) for parts in (measured.losses, measured.published)), context)
+    def of(cls, measured: Measurement, context: Any, rows: Rows = ALL_HERE) -> Lesson:
+        parts = zip(measured.losses, measured.published, strict=True)
+        return cls(*rows.gather([(loss.detach(), published.detach()) for loss, published in parts]), context)
 
     def leaves(self) -> Lesson:
         return Lesson(self.losses.detach().requires_grad_(), self.published.detach().requires_grad_(), self.context)
@@ -99,7 +102,7 @@ class Update:
 
 @dataclass
 class Hypergradient:
-    """The gradient of each learner's architecture, term by term; `total()` is what the optimiser sees."""
+    """The gradient of the architectures of the learners here, term by term; `total()` is what the optimiser sees."""
 
     direct: list[Tensor]
     through_w: list[Tensor] = field(default_factory=list)
@@ -143,8 +146,8 @@ class Teaching:
 class TriLevelStep:
     """The parts of one step over K learners with two weight sets; a method calls them in its own order."""
 
-    def __init__(self, passes: Passes, teaching: Teaching, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP) -> None:
-        self.passes, self.teaching, self.sgd, self.fd_step = passes, teaching, sgd, fd_step
+    def __init__(self, passes: Passes, teaching: Teaching, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP, rows: Rows = ALL_HERE) -> None:
+        self.passes, self.teaching, self.sgd, self.fd_step, self.rows = passes, teaching, sgd, fd_step, rows
 
     def train_v(self, learner: Learner, train: Batch, lr: float) -> tuple[Tensor, Update]:
         """Stage I, Eq. (8): V <- V'. Returns the training loss."""
@@ -206,32 +209,34 @@ class TriLevelStep:
         u: Sequence[Tensor],
         direct: Sequence[Tensor],
     ) -> Hypergradient:
-        """The second-order terms by central differences; `students` are the learners that somebody taught in this step
-        (none, and no measurement, with K = 1)."""
+        """The second-order terms by central differences; `students` are those of all K learners that somebody taught in this
+        step (none, and no measurement, with K = 1)."""
         result = Hypergradient(list(direct))
         if students:
             lesson = lesson.leaves()
             loss_cotangent, published_cotangent = torch.zeros_like(lesson.losses), torch.zeros_like(lesson.published)
-        for k, (learner, update) in enumerate(zip(learners, w_updates, strict=True)):
+        here = self.rows.indices(len(learners))
+        for k, learner, update, vector in zip(here, learners, w_updates, u, strict=True):
             taught_by = lesson if k in students else None
             inputs = [learner.alphas, lesson.losses, lesson.published] if taught_by else [learner.alphas]
 
             def gradients(point: list[Tensor], k=k, learner=learner, taught_by=taught_by, inputs=inputs) -> list[Tensor]:
                 return self._stage_two(k, point[0], learner, train, valid, taught_by, inputs, PERTURBED)[2]
 
-            through, *coupling = central_difference(gradients, [update.before], [u[k]], self.fd_step)
+            through, *coupling = central_difference(gradients, [update.before], [vector], self.fd_step)
             result.through_w.append(-update.step_size * through)
             if coupling:
                 loss_cotangent += update.step_size * coupling[0]
                 published_cotangent += update.step_size * coupling[1]
         if not students:
             return result
-        for k, (learner, update) in enumerate(zip(learners, v_updates, strict=True)):
+        loss_cotangent, published_cotangent = self.rows.total([loss_cotangent, published_cotangent])
+        for i, (k, learner, update) in enumerate(zip(here, learners, v_updates, strict=True)):
             v, through = self.passes.backward(
                 "v_teach",
                 learner,
-                [measured.losses[k], measured.published[k]],
-                [measured.weights[k], learner.alphas],
+                [measured.losses[i], measured.published[i]],
+                [measured.weights[i], learner.alphas],
                 [loss_cotangent[k], published_cotangent[k]],
             )
             result.through_teacher.append(-through)

@@ -111,6 +111,29 @@ def test_agrees_with_float64(case):
             assert agrees(case.run(kernel), truth), kernel
 
 
+@pytest.mark.parametrize("case", [Case((2, 2, 8, 9, 17)), Case((1, 2, 13, 11, 6), **BFLOAT, stride=2)], ids=str)
+def test_gradient_of_x_is_added_within_wider_rows(case):
+    x = case.tensors()[0]
+    before = channels_last(case.exact(torch.randn(x.shape)))
+    truth = before + case.expected()["input"]
+    assert agrees(case.run("input", onto=before.to(case.dtype)), truth)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_with_an_x_each(stride):
+    """What they send back is what each alone would."""
+    random = torch.Generator().manual_seed(0)
+    kernels, dilations = zip(*BRANCHES, strict=True)
+    x = torch.randn(4, 2, 2, 10, 18, 8, generator=random)
+    grad = torch.randn(4, 2, 2, 10 // stride, 18 // stride, 8, generator=random)
+    weights = [torch.randn(2, 8 * k * k, generator=random) for k in kernels]
+    onto = torch.zeros_like(x)
+    found = run("input", x, torch.cat(weights, 1), grad, list(kernels), list(dilations), stride, False, onto=onto)
+    for i, single in enumerate(found):
+        alone = run("input", x[i], weights[i], grad[i : i + 1], [kernels[i]], [dilations[i]], stride, False)
+        assert torch.equal(single, alone)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_order_of_threads_does_not_matter(kernel, stride):

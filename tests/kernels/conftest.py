@@ -7,6 +7,7 @@ import importlib
 import pytest
 import torch
 
+from pamkd.ops._library import IMPLEMENTATIONS
 from tests.kernels.device import DEVICE
 
 GRS = ("pairwise_cosine", "group_min_similarity", "grs_hinge", "grs_loss")
@@ -14,13 +15,15 @@ KERNELS = {stem: (stem, f"{stem}_backward") for stem in GRS} | {"flat_update": (
 
 
 @pytest.fixture
-def through_operations():
+def through_operations(monkeypatch):
     """The public operations on `DEVICE` use the Triton kernels: on a GPU they do anyway, on the CPU in place of the C++ kernels."""
     if DEVICE == "cuda":
         yield
         return
     library = torch.library.Library("pamkd", "IMPL")
     for stem, names in KERNELS.items():
+        if stem in GRS:
+            monkeypatch.setitem(IMPLEMENTATIONS[stem], "cpu", "Triton")
         for name in names:
             library.impl(name, getattr(importlib.import_module(f"pamkd.kernels.{stem}"), name), "CPU", allow_override=True)
     yield

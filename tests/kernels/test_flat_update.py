@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pamkd.kernels import flat_update
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from pamkd import ops
+from pamkd.kernels import flat_update
 from pamkd.reference import flat_update as reference
 from tests.kernels.device import DEVICE
 

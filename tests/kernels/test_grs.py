@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
+from pamkd import reference
 from pamkd.kernels import group_min_similarity as minimum
 from pamkd.kernels import grs_hinge as hinge
 from pamkd.kernels import grs_loss as loss
 from pamkd.kernels import pairwise_cosine as cosine
-from torch import Tensor
-
-from pamkd import reference
 from pamkd.ops._library import EXAMPLES
 from tests.kernels.device import DEVICE
 from tests.ops.cases import assert_accurate
@@ -189,15 +189,33 @@ def test_public_operations(name, dtype):
 
 
 @pytest.mark.usefixtures("through_operations")
+@pytest.mark.parametrize("name", GRS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision(dtype):
-    """The float32 result of the rounded input, in float32."""
-    for name in OPERATIONS:
-        example = EXAMPLES[name]
-        low = [a.detach().to(DEVICE, dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments_of(name)]
-        low = [a.to(DEVICE) if isinstance(a, Tensor) else a for a in low]
-        exact = [a.cpu().double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in low]
-        exact = [a.cpu() if isinstance(a, Tensor) else a for a in exact]
-        ours, truth = first(example.operation(*low)), first(example.reference(*exact))
-        assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours.double().cpu(), truth, rtol=1e-5, atol=1e-5)
+def test_low_precision(name, dtype):
+    """The kernels read the rounded input itself and compute in float32; gradients are rounded once, when they are written."""
+    low = [a.detach().to(dtype).requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments_of(name)]
+    exact = [a.detach().double().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in low]
+    low = [a.detach().to(DEVICE).requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in low]
+    truth_of, operation = EXAMPLES[name].reference, EXAMPLES[name].operation
+    cotangent = torch.randn_like(first(truth_of(*exact)))
+    ours, *gradients = run(operation, low, cotangent.float().to(DEVICE))
+    truth, *expected = run(truth_of, exact, cotangent.float().double())
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double().cpu(), truth, rtol=1e-5, atol=1e-5)
+    for gradient, value in zip(gradients, expected, strict=True):
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient.double().cpu(), value, rtol=torch.finfo(dtype).eps, atol=1e-5 * value.abs().max().item())
+
+
+@pytest.mark.usefixtures("through_operations")
+@pytest.mark.parametrize("name", GRS)
+def test_low_precision_is_not_widened_first(name, monkeypatch):
+    """What the operation gives to the kernel is the caller's tensor, not a copy."""
+    seen = []
+    for operation in (*OPERATIONS, "grs_loss"):
+        call = getattr(torch.ops.pamkd, operation)
+        monkeypatch.setattr(torch.ops.pamkd, operation, lambda *given, call=call: seen.append(given) or call(*given))
+    low = [a.detach().bfloat16() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments_of(name)]
+    low = [a.to(DEVICE) if isinstance(a, Tensor) else a for a in low]
+    EXAMPLES[name].operation(*low)
+    assert seen[0][0] is low[0]

@@ -46,7 +46,8 @@ def kl(teacher, student, temperature):
 
 
 def taught(method, outputs, batch):
-    return method.loss(outputs, batch, method.targets(type(outputs)(*(part.detach() for part in outputs)), batch, seed=3))
+    constants = type(outputs)(*(part.detach() for part in outputs))
+    return method.loss(outputs, batch, method.targets(constants, batch, seed=3))
 
 
 def build(name, **options):
@@ -86,6 +87,34 @@ def test_identical_learners_have_nothing_to_learn(name):
         assert taught(build(name), same, batch).abs().max() < 1e-12
     rule = {} if name == "mkd" else {"rule": "naive"}
     assert taught(build(name, **rule), same, batch).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["mkd", "kdcl", "okddip", "afd", "nes"])
+def test_a_learner_far_ahead_of_all_others(name):
+    """Certain of every label, by logits at which softmax is 0 or 1 in float32: nothing overflows, and it has the least to learn."""
+    outputs, batch = outputs_of()
+    logits = outputs.logits.detach().float()
+    logits[0] = 200 * F.one_hot(batch.labels, C)
+    ahead = Output(logits.requires_grad_(), outputs.embedding.detach().float())
+    method = started(name) if name == "okddip" else build(name)
+    if name == "okddip":
+        method.modules = method.modules.detach().float()
+    found = taught(method, ahead, batch)
+    (grad,) = torch.autograd.grad(found.sum() + method.objective(ahead, batch), logits)
+    assert found.isfinite().all() and grad.isfinite().all()
+    if name == "kdcl":
+        assert found[0] < 1e-3 < found[1:].min()
+        assert ensemble("naive", logits.detach(), batch.labels)[1].tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("rule", ["naive", "linear", "minlogit", "general"])
+def test_kdcl_of_learners_that_are_certain(rule):
+    """All by logits at which softmax is 0 or 1 in float32, one of them of wrong labels."""
+    _, batch = outputs_of()
+    right = 400.0 * F.one_hot(batch.labels, C)
+    logits = torch.stack([right, right.roll(1, 1), right]).requires_grad_()
+    found = taught(build("kdcl", rule=rule), Output(logits, logits), batch)
+    assert found.isfinite().all() and torch.autograd.grad(found.sum(), logits)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("rule", ["naive", "linear", "minlogit", "general"])

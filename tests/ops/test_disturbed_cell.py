@@ -29,6 +29,33 @@ def test_nothing_drawn_is_the_mixed_cell(reduction, partial):
         assert (ours - exact).abs().max() < 1e-10 * max(1.0, exact.abs().max())
 
 
+@pytest.mark.parametrize("drop_path", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{"reduction": True}, {"partial": 2}, {"reduction": True, "partial": 2}, {"inputs": 1, "output": "last"}],
+    ids=str,
+)
+def test_the_reference_and_its_gradients(options, drop_path):
+    """Lists of unequal length, noise and dropout on some edges, three nodes, odd sizes where those are possible."""
+    lists = (("noise", "sep_conv_3x3"), ("skip_connect", "max_pool_3x3", "dil_conv_3x3"), ("skip_connect",))
+    edges = 6 if options.get("inputs") == 1 else 9
+    spec = CellSpec(4, tuple(lists[edge % 3] for edge in range(edges)), nodes=3, **options)
+    tensors = make(spec, 8 if spec.reduction and spec.partial > 1 else 7)
+    if spec.inputs == 1:
+        tensors[1] = None
+    side = 4 if spec.reduction else 7
+    maps = {edge: torch.rand(3, spec.op_channels, side, side).double() for edge in range(edges)}
+    noise = {edge: maps[edge] for edge in range(0, edges, 3)}
+    skips = {edge: maps[edge].round() for edge in range(edges) if edge % 3 and spec.stride(edge) == 1 and edge != 7}
+    disturbance = Disturbance(noise, skips, torch.rand(edges, 3, 1, 1, 1).double() if drop_path else None)
+    y, expected = (function(*tensors, spec, disturbance) for function in (ops.disturbed_cell, mixed_cell))
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+    leaves = [tensor for tensor in tensors if tensor is not None]
+    cotangent = torch.randn(y.shape, dtype=torch.float64)
+    for ours, exact in zip(*(torch.autograd.grad(out, leaves, cotangent) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-8, atol=1e-8 * max(1.0, exact.abs().max().item()))
+
+
 def test_one_node_by_hand():
     spec = CellSpec(4, (("noise", "sep_conv_3x3"), ("skip_connect", "max_pool_3x3")), nodes=1)
     s0, s1, weights, mix = make(spec)

@@ -15,6 +15,8 @@ from pamkd.reproduce.neighbours import nearest_rows
 from pamkd.reproduce.paper import C10, C100, TABLES
 from pamkd.reproduce.scales import SCALES, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
+from pamkd.reproduce.units import Measured
+from pamkd.reproduce.write import cells
 from pamkd.runs.method import method_of
 
 
@@ -82,6 +84,17 @@ def test_runs_are_shared_and_not_repeated(smoke, capsys):
     assert capsys.readouterr().out.count("done    darts/") == 4
 
 
+def test_top5_errors_stand_beside_those_of_the_paper():
+    table = TABLES["table3"]
+    key = "pcdarts-imagenet/pamkd"
+    found = {(key, C10): [Measured(seed, 23.0, 6.0 + seed, 1.0, 5e6, 1.0, 1.0) for seed in (0, 1)]}
+    head, body = cells(table, (C10,), table.rows, found)
+    (line,) = (dict(zip(head, entries, strict=True)) for entries in body if entries[0].startswith("Pcdarts + PAMKD"))
+    assert (line["paper: Top-1"], line["paper: Top-5"], line["ours: top-5 error cifar10 (%)"]) == ("22.8", "6.4", "6.50±0.71")
+    head, _ = cells(TABLES["table1"], (C10,), TABLES["table1"].rows, {})
+    assert "paper: Top-5" not in head
+
+
 def test_list_runs_nothing(tmp_path, capsys):
     paths = reproduce(ReproduceConfig("figure2", scale="small", out=tmp_path, list=True))
     said = capsys.readouterr().out
@@ -124,3 +137,26 @@ def test_figure2_shows_neighbours(tmp_path):
     assert "of the query's class: grs" in paths[0].read_text()
     with Image.open(tmp_path / "smoke" / "figure2.png") as picture:
         assert picture.size == (9 * 8 * 4 + 2 * 6, 8 * (8 * 4 + 6) - 6)
+
+
+def test_figure1_has_a_bar_for_each_learner(tmp_path):
+    """Before, nobody, MKD, KDCL, AFD and three settings of PAMKD, three learners each, all different; done seeds are kept."""
+    words = {"scale": "smoke", "seeds": (0,), "out": tmp_path, "threads": 1}
+    paths = reproduce(ReproduceConfig("figure1", **words))
+    head, *rows = csv.reader(paths[1].open())
+    assert len(head) == 5 and [row[0] for row in rows][:5] == ["V, before", "W, taught by nobody", "W, MKD", "W, KDCL", "W, AFD"]
+    assert len({tuple(row[1:4]) for row in rows}) == len(rows) == 8
+    assert paths[2].suffix == ".html" and paths[2].read_text().count('class="dot c') == 8 * 3
+    seed = tmp_path / "smoke" / "figure1" / "seed-0.json"
+    before = seed.stat().st_mtime_ns
+    reproduce(ReproduceConfig("figure1", **words))
+    assert seed.stat().st_mtime_ns == before
+
+
+def test_a_folder_of_images_instead_of_digits(tmp_path, capsys):
+    """Other folders than those of digits; and a space whose channels must be divisible takes more of them."""
+    words = ["--scale", "smoke", "--rows", "darts/pamkd", "--space", "drnas", "--list", "--out", str(tmp_path)]
+    assert main(["reproduce", "table5", *words, "--data", "pictures"]) == 0
+    said = capsys.readouterr().out
+    assert "--dataset folder --data pictures --image-size 16" in said and "--channels 12" in said and "--epochs 2" in said
+    assert str(tmp_path / "smoke-images") in said

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.utils.data import TensorDataset
 
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
@@ -44,6 +45,19 @@ def assert_same(one, other):
     for (name, value), twin in zip(one.network.state_dict().items(), other.network.state_dict().values(), strict=True):
         assert torch.equal(value, twin), name
     assert one.test_error == other.test_error and rows(one) == rows(other)
+
+
+def test_top5_error(pictures):
+    """The label is behind five other classes, from the logits of the network that is returned."""
+    random = torch.Generator().manual_seed(0)
+    train, test = (TensorDataset(part.tensors[0], torch.randint(0, 7, (len(part),), generator=random)) for part in pictures)
+    options = SMALL | {"epochs": 1, "seeds": (0,)}
+    result = Evaluation(EvaluateConfig(**options)).run(named("DARTS_V2"), train, test, classes=7)
+    images, labels = test.tensors
+    logits = result.network.eval()(images).logits
+    ahead = (logits > logits.gather(1, labels[:, None])).sum(1)
+    beyond = [(ahead >= count).double().mean().item() for count in (1, 5)]
+    assert [result.history[-1][name] for name in ("test_error", "test_error_top5")] == pytest.approx(beyond) and 0 < beyond[1] < beyond[0]
 
 
 def test_result_and_files(pictures, config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 
 import pytest
@@ -163,8 +164,20 @@ def test_options_that_came_later_have_their_defaults(pictures, tiny, tmp_path):
         Search(SearchConfig(out=out, resume=True, tensorboard=False, arch_clip=5.0, **tiny)).run(*pictures)
 
 
-@pytest.mark.parametrize("what", ["of an evaluation", "without weights", "of a smaller supernet", "of another seed"])
-def test_foreign_checkpoint_is_refused_and_the_one_before_it_used(pictures, tiny, tmp_path, what):
+class RunsCode:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return self.path.write_text, ("x",)
+
+
+@pytest.mark.parametrize(
+    "what", ["a pickle that runs code", "cut short", "of an evaluation", "without weights", "of a smaller supernet", "of another seed"]
+)
+def test_unusable_checkpoint_is_refused_and_the_one_before_it_used(pictures, tiny, tmp_path, what):
     out = tmp_path / "run"
     whole = Search(SearchConfig(out=out, tensorboard=False, **tiny)).run(*pictures)
     tensors, meta = checkpoint.load(out / CHECKPOINT)
@@ -176,15 +189,25 @@ def test_foreign_checkpoint_is_refused_and_the_one_before_it_used(pictures, tiny
         tensors["learner.0.w"] = tensors["learner.0.w"][:-1]
     else:
         meta["config"]["seed"] = 7
-    (out / CHECKPOINT).unlink()
-    checkpoint.save(out / CHECKPOINT, tensors, meta)
+
+    def spoil(path):
+        path.unlink(missing_ok=True)
+        if what == "a pickle that runs code":
+            torch.save(RunsCode(tmp_path / "executed"), path)
+            return
+        checkpoint.save(path, tensors, meta)
+        if what == "cut short":
+            os.truncate(path, path.stat().st_size // 2)
+
+    spoil(out / CHECKPOINT)
     config = SearchConfig(out=out, resume=True, tensorboard=False, **tiny)
     with pytest.warns(UserWarning, match=r"The one before it is used: .*last-previous.safetensors"):
         assert_same(whole, Search(config).run(*pictures))
     for path in (out / CHECKPOINT, checkpoint.previous(out / CHECKPOINT)):
-        checkpoint.save(path, tensors, meta)
-    with pytest.raises(CheckpointError, match=r"belongs to another|was written with|of this supernet"):
+        spoil(path)
+    with pytest.raises(CheckpointError, match=r"belongs to another|was written with|of this supernet|is damaged") as refused:
         Search(config).run(*pictures)
+    assert "\n" not in str(refused.value) and not (tmp_path / "executed").exists()
 
 
 def test_divergence_keeps_the_last_good_checkpoint(pictures, tiny, tmp_path):

@@ -31,6 +31,25 @@ COUNTS = {
     "RobustDARTS_S1_wd3e-4_1": (1550062, None, None, 113946),
     "RobustDARTS_S1_wd81e-4_1": (2901358, None, None, 228058),
 }
+# 16 channels: 8 cells and 100 classes, 20 cells and 10 classes
+SMALL = {
+    "DARTS_V1": (256020, 671034),
+    "DARTS_V2": (269236, 710682),
+    "PDARTS": (315156, 737338),
+    "PC_DARTS_cifar": (358868, 788218),
+    "PC_DARTS_image": (350676, 799290),
+    "PRDARTS": (320820, 735834),
+    "DrNAS_cifar10": (383540, 899354),
+    "DrNAS_imagenet": (369780, 864090),
+    "cifar10_s0_0": (288756, 744538),
+    "cifar10_s1_0": (216372, 552090),
+    "cifar10_s2_0": (345940, 866682),
+    "cifar100_s0_0": (297620, 734138),
+    "NASNet": (362836, 843770),
+    "AmoebaNet": (343700, 682938),
+    "RobustDARTS_S1_wd3e-4_1": (137076, 314202),
+    "RobustDARTS_S1_wd81e-4_1": (251188, 613338),
+}
 # 48 channels, 14 cells, 1000 classes: parameters, with auxiliary head, multiply-adds at 224x224
 IMAGENET = {
     "DARTS_V1": (4510432, 5771208, 505864704),
@@ -65,6 +84,7 @@ def test_parameter_counts(name):
     network = build(name, auxiliary=True)
     assert network.num_parameters == c10
     assert build(name, channels=16, cells=8).num_parameters == small
+    assert (build(name, channels=16, cells=8, classes=100).num_parameters, build(name, channels=16).num_parameters) == SMALL[name]
     if c100 is not None:
         assert everything(network) == c10_auxiliary
         assert build(name, classes=100).num_parameters == c100

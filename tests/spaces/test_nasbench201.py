@@ -24,14 +24,23 @@ def short(text):
         ({"classes": 100}, 1_691_956),
         ({"classes": 120}, 1_693_256),
         ({"partial": 2}, 476_506),
+        ({"partial": 2, "classes": 100}, 482_356),
         ({"partial": 2, "classes": 120}, 483_656),
         ({"partial": 4}, 174_106),
         ({"partial": 4, "classes": 100}, 179_956),
+        ({"partial": 4, "classes": 120}, 181_256),
     ],
     ids=str,
 )
 def test_supernet_weights(options, weights):
     assert NasBench201(**{"cells": 5} | options).layout.count == weights
+
+
+def test_what_published_variants_have_besides():
+    """Biases of convolutions, which BatchNorm takes away again, or an affine BatchNorm after each: one or two numbers a channel."""
+    supernet = NasBench201(cells=5)
+    channels = sum(piece.shape[0] for cell in supernet.cells for piece in cell.spec.weights)
+    assert supernet.layout.count + channels == 1_692_826 and supernet.layout.count + 2 * channels == 1_699_546
 
 
 def test_supernet_logits(filled, published_alphas, published_input):

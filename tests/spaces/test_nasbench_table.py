@@ -6,6 +6,7 @@ import gzip
 
 import pytest
 
+from pamkd.runs.lookup import LookupConfig, lookup
 from pamkd.spaces.nasbench_table import NasBenchTable
 from pamkd.spaces.topology import Topology, every_topology
 
@@ -56,6 +57,36 @@ def test_official_api():
     table = NasBenchTable.from_official(Api())
     assert table.accuracy(CELLS[1], "cifar10_valid") == 51.0 and table.accuracy(CELLS[2], "imagenet16_120_test") == 62.14
     assert table.rank(CELLS[0], "cifar100_test") == 3
+
+
+def test_a_file_of_the_official_package(tmp_path):
+    """A file as nats_bench writes them, of one cell with two seeds, read by the package itself."""
+    nats_bench = pytest.importorskip("nats_bench")
+    results = nats_bench.ArchResults(0, str(CELLS[0]))
+    sets = {
+        "cifar10-valid": ["x-valid"],
+        "cifar10": ["ori-test"],
+        "cifar100": ["x-valid", "x-test"],
+        "ImageNet16-120": ["x-valid", "x-test"],
+    }
+    for number, (dataset, names) in enumerate(sets.items()):
+        for seed in (777, 888):
+            count = nats_bench.ResultsCount(dataset, None, {0: 1.0}, {0: 1.0}, 1.0, 1.0, {"arch_str": str(CELLS[0])}, seed, 1, None)
+            for place, name in enumerate(names):
+                count.update_OLD_eval(name, {0: 50.0 + 10 * number + place + (seed == 888)}, {0: 1.0})
+            results.update(dataset, seed, count)
+    content = {"meta_archs": [str(CELLS[0])], "arch2infos": {0: {"12": results.state_dict()}}, "evaluated_indexes": [0]}
+    nats_bench.pickle_save(content, str(tmp_path / "tss.pickle"))
+    said = lookup(LookupConfig(table=tmp_path / "tss.pickle.pbz2", genotype=str(CELLS[0]), epochs=12))
+    found = {line.split()[0]: line.split()[1] for line in said.splitlines() if "%" in line}
+    assert found == {
+        "cifar10_valid": "50.50",
+        "cifar10_test": "60.50",
+        "cifar100_valid": "70.50",
+        "cifar100_test": "71.50",
+        "imagenet16_120_valid": "80.50",
+        "imagenet16_120_test": "81.50",
+    }
 
 
 def test_unknown_cells_and_columns():

@@ -95,8 +95,10 @@ class TestGates:
         assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_only_active_operations_are_computed_and_nothing_else_changes(small):
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_only_active_operations_are_computed_and_nothing_else_changes(small, drop_path):
     supernet, weights, betas, images = small
+    supernet.drop_path = drop_path
     at = supernet.at(Moment(2, 10, seed=3))
     whole = at.at(at.moment)
     whole._cell = super(PrDarts, whole)._cell  # all eight operations, six of them with weight 0
@@ -108,3 +110,5 @@ def test_only_active_operations_are_computed_and_nothing_else_changes(small):
     for other in results[1:]:
         for ours, exact in zip(results[0], other, strict=True):
             torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
+    supernet.drop_path = 0.0
+    assert torch.equal(results[0][0], supernet.at(at.moment).forward(weights, betas, images).logits) == (drop_path == 0)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from pamkd.methods.pamkd import Pamkd
 from pamkd.spaces import SPACES
-from pamkd.spaces.darts import PRIMITIVES, Darts, derive_cell
+from pamkd.spaces.darts import EDGES, PRIMITIVES, Darts, derive_cell
 from pamkd.spaces.published import load_published, published_state_dict
+from pamkd.trilevel.curvature import architecture_eigenvalue
 from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.sgd import SGD
 from pamkd.trilevel.step import Learner
@@ -90,6 +91,33 @@ def test_exact_second_order_darts(second_order):
     _, (grad,) = method.step([learner], train, valid, lr=0.025, phase="search", seed=0)
     assert [cell.norm().item() for cell in grad] == pytest.approx([0.2299834778, 0.1954487842], abs=1e-8)
     assert grad[0, 0, :4].tolist() == pytest.approx([-0.0099154205, -0.0154126622, -0.0088300417, -0.0362981955], abs=1e-8)
+
+
+def test_first_order_darts(second_order):
+    learner, train, valid = second_order
+    losses = []
+    for batch in (train, valid):
+        losses.append(F.cross_entropy(learner.network.forward(learner.w, learner.alphas, batch.images).logits, batch.labels))
+    assert [loss.item() for loss in losses] == pytest.approx([2.2597062227, 2.4009633713], abs=1e-9)
+    (grad,) = torch.autograd.grad(losses[1], learner.alphas)
+    assert [cell.norm().item() for cell in grad] == pytest.approx([0.2102073235, 0.2250696089], abs=1e-8)
+    assert grad[0, 0, :4].tolist() == pytest.approx([-0.0077481587, 0.0079693326, 0.0053440592, -0.0265757519], abs=1e-8)
+
+
+def test_dominant_eigenvalue(second_order):
+    """Of the Hessian of the validation loss in all 224 alphas."""
+    learner, _, valid = second_order
+    assert architecture_eigenvalue(learner, valid) == pytest.approx(0.1946223135, abs=1e-8)
+
+
+class Nothing(Darts):
+    def candidates(self, reduction):
+        return (("none",),) * EDGES
+
+
+@pytest.mark.parametrize(("cells", "weights"), [(5, 56_186), (8, 99_450), (11, 142_458), (17, 228_474)])
+def test_weights_outside_the_operations(cells, weights):
+    assert Nothing(cells=cells).layout.count == weights
 
 
 def test_published_names_round_trip():

@@ -1,4 +1,4 @@
-"""The dominant eigenvalue without a matrix against full Hessians: closed forms, a smooth network, the published DARTS vector."""
+"""The dominant eigenvalue without a matrix against full Hessians: closed forms, a smooth network (DARTS: tests/spaces/test_supernet.py)."""
 
 from __future__ import annotations
 
