@@ -1,4 +1,4 @@
-"""`python -m pamkd`: the command line."""
+"""`python -m pamkd`, the same as the command `pamkd`."""
 
 import sys
 

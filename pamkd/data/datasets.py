@@ -304,12 +304,23 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    found = [
-        Path(where, file)
-        for where, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-    ]
+    """Pictures at any depth, also behind links; a link to a folder above itself is not followed."""
+    found: list[Path] = []
+
+    def walk(where: str, above: frozenset[tuple[int, int]]) -> None:
+        status = os.stat(where)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        with os.scandir(where) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    walk(entry.path, above | {here})
+                elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
+                    found.append(Path(entry.path))
+
+    if folder.is_dir():
+        walk(os.fspath(folder), frozenset())
     return sorted(found)
 
 

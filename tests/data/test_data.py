@@ -120,6 +120,13 @@ def test_folders_that_are_incomplete(tree):
         load_dataset("folder", tree)
 
 
+def test_links_to_a_folder_above_end(tree):
+    """Followed as deep as the system allows, three of them would lead to millions of folders."""
+    for i in range(3):
+        (tree / "train" / "cat" / f"link{i}").symlink_to(tree / "train" / "cat", target_is_directory=True)
+    assert len(load_dataset("folder", tree)) == 8
+
+
 @pytest.fixture
 def files(tree, monkeypatch):
     """The tree's training set, read from its files."""

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import io
 import string
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -85,8 +87,12 @@ def options_hold_nan(options: dict) -> bool:
         ).map(lambda d: yaml.safe_dump(d).encode()),
     )
 )
-def test_any_file_of_options_is_read_or_named(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("file") / "options.yaml"
+def test_any_file_of_options_is_read_or_named(content):
+    with tempfile.TemporaryDirectory() as folder:
+        try_file(Path(folder) / "options.yaml", content)
+
+
+def try_file(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     trace(content)
     COUNTS["tried"] += 1

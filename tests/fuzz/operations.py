@@ -174,7 +174,7 @@ def test_any_compiled_call_ends_in_the_result_or_a_sentence(call):
 def test_enough_was_tried():
     """The last test of this file: how much the others did."""
     print(f"{COUNTS['calls']} wrong calls, {COUNTS['refused']} of them refused")
-    assert COUNTS["refused"] > 5500
+    assert COUNTS["refused"] > 5000
 
 
 def in_mode(mode: str, function, arguments: list) -> Any:
