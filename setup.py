@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ["", ".data", ".methods", ".ops", ".reference", ".report", ".reproduce", ".runs", ".spaces", ".sweep", ".transfer", ".trilevel"]
 
 
 class CMakeBuild(build_ext):
@@ -55,7 +54,7 @@ class CMakeBuild(build_ext):
 
 setup(
     version=re.search(r'__version__ = "(.+)"', (ROOT / "pamkd/version.py").read_text())[1],
-    packages=[f"pamkd{name}" for name in PACKAGES] + ["pamkd.kernels"],
+    packages=[*find_packages(include=["pamkd", "pamkd.*"]), "pamkd.kernels"],
     package_dir={"pamkd.kernels": "kernels"},
     ext_modules=[Extension("pamkd._C", []), Extension("pamkd._host", [])],
     cmdclass={"build_ext": CMakeBuild},
