@@ -64,7 +64,10 @@ def open_mesh(learners: int, *, learner_rows: int | None = None, device: str = "
     if ours:
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+        store, rank, _ = next(dist.rendezvous("env://"))
+        # torchrun keeps one store for all its starts: there the addresses of processes that have died would be found again.
+        store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=processes)
     try:
         mesh = init_device_mesh(device, (rows, processes // rows), mesh_dim_names=("learner", "data"))
         columns = Columns(Group(mesh.get_group("data")), synchronised=synchronised)
