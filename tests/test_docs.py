@@ -1,4 +1,4 @@
-"""The pages agree with the repository: links lead somewhere, Python in them parses and its imports exist, public names are documented."""
+"""The pages agree with the repository: links lead somewhere, Python in them parses and its imports exist, public names are documented and typed."""
 
 from __future__ import annotations
 
@@ -69,9 +69,13 @@ def test_modules_say_what_they_hold(path):
 
 
 @pytest.mark.parametrize("module", API)
-def test_public_names_are_documented(module):
+def test_public_names_are_documented_and_typed(module):
     found = importlib.import_module(module)
     for name in getattr(found, "__all__", [name for name in vars(found) if not name.startswith("_")]):
         value = getattr(found, name)
         if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.startswith("pamkd"):
             assert inspect.getdoc(value), f"{module}.{name} has no docstring"
+        if inspect.isfunction(value) and value.__module__.startswith("pamkd"):
+            signature = inspect.signature(value)
+            types = [*(parameter.annotation for parameter in signature.parameters.values()), signature.return_annotation]
+            assert inspect.Signature.empty not in types, f"{module}.{name} has arguments or a result without a type"
