@@ -54,8 +54,8 @@ test-gpu: install
 sanitize: install
 	PAMKD_CUDA=OFF PAMKD_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build --build-lib build/sanitized
 	PYTHONPATH=build/sanitized LD_PRELOAD=$$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libubsan.so) \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  $(BIN)/pytest -n auto --dist worksteal tests/ops tests/fuzz/operations.py -k "not compile"
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  $(BIN)/pytest -n auto --dist worksteal tests/ops tests/fuzz/operations.py -k "not compile and not enough"
 
 fuzz: install
 	PAMKD_FUZZ=20 $(BIN)/python -m pytest tests/fuzz
