@@ -1,4 +1,4 @@
-"""The pages agree with the repository: links lead somewhere, Python in them parses and its imports exist, public names are documented and typed."""
+"""The pages agree with the repository: links, Python and public names, which are documented and typed."""
 
 from __future__ import annotations
 
