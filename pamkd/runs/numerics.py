@@ -15,14 +15,17 @@ from pamkd.runs.options import RunOptions
 
 @contextmanager
 def numerics(config: RunOptions) -> Iterator[None]:
-    """TF32 products only where `config.tf32`, and algorithms that give the same bits each time where `config.deterministic`."""
+    """`config.threads` threads, TF32 products only where `config.tf32`, and algorithms that give the same bits each time where
+    `config.deterministic`."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    tf32 = matmul.allow_tf32, cudnn.allow_tf32
+    threads, tf32 = torch.get_num_threads(), (matmul.allow_tf32, cudnn.allow_tf32)
     strict, warn, fill = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,
     )
+    if config.threads:
+        torch.set_num_threads(config.threads)
     matmul.allow_tf32 = cudnn.allow_tf32 = config.tf32
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
@@ -31,6 +34,7 @@ def numerics(config: RunOptions) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         matmul.allow_tf32, cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(strict, warn_only=warn)
         torch.utils.deterministic.fill_uninitialized_memory = fill

@@ -19,6 +19,7 @@ from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import USER_ERRORS
 from pamkd.runs.logs import Stopwatch
 from pamkd.runs.memory import peak
+from pamkd.runs.numerics import numerics
 from pamkd.runs.options import as_arguments, parse
 from pamkd.runs.search import build_supernet, validate
 from pamkd.runs.search_data import load_halves
@@ -31,8 +32,6 @@ CHECKED = 2  # batches of a validation
 
 def probe(config: SearchConfig) -> dict[str, Any]:
     """Images of both halves, peak before and after the steps (bytes); of each stage, seconds of a step by phase and of checking a batch."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     data = load_halves(config)
     options = {"seed": config.seed, "device": config.device, "workers": config.workers}
     some = torch.arange(min(CHECKED * config.batch_size, len(data.valid)))
@@ -83,7 +82,8 @@ def _wait(device: str) -> None:
 
 if __name__ == "__main__":
     try:
-        options = as_arguments(SearchConfig, json.load(sys.stdin), "options")
-        print(json.dumps(probe(parse(SearchConfig, options, {}, "probe"))))
+        config = parse(SearchConfig, as_arguments(SearchConfig, json.load(sys.stdin), "options"), {}, "probe")
+        with numerics(config):
+            print(json.dumps(probe(config)))
     except USER_ERRORS as error:
         sys.exit(str(error))

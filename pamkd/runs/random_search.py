@@ -106,8 +106,6 @@ def random_search(
 
 def run(config: RandomConfig) -> tuple[RandomConfig, RandomResult]:
     """`pamkd random`: load the dataset, cut its training half, search, and write the run folder. The test set is not read."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     out = config.out or Path("runs") / f"random-{config.space}-{config.dataset}-{config.seed}"
     config = dataclasses.replace(config, out=out)
     data = load_halves(config)

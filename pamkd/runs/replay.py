@@ -6,11 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 
 from pamkd.runs import bundle
 from pamkd.runs.config import SearchConfig
+from pamkd.runs.numerics import numerics
 from pamkd.runs.options import as_arguments, parse
 from pamkd.runs.search import build_supernet
 from pamkd.runs.search_state import SearchState
@@ -26,25 +26,24 @@ class ReplayConfig:
     device: str | None = None
     """A PyTorch device; default: that of the search."""
     threads: int = 0
-    """CPU threads; 0: PyTorch's choice."""
+    """CPU threads; 0: as many as a deterministic search had, else PyTorch's choice."""
 
 
 def replay(config: ReplayConfig) -> tuple[str, bool]:
     """`pamkd replay`: what is to be said, and whether the step diverged again."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     tensors, meta, step = bundle.load(config.bundle)
     words = as_arguments(SearchConfig, meta["config"], str(config.bundle))
     options = parse(SearchConfig, words, {}, "pamkd replay")
-    if config.device is not None:
-        options = dataclasses.replace(options, device=config.device)
-        meta["config"]["device"] = config.device
+    changed = {"device": config.device or options.device, "threads": config.threads or options.threads}
+    options = dataclasses.replace(options, **changed)
+    meta["config"] |= changed
     state = SearchState(options, build_supernet(options, meta["classes"], meta["image_channels"]))
     state.restore(tensors, meta)
     state.method.begin_epoch(state.epoch, options.epochs)
     where = f"epoch {state.epoch + 1} step {state.step} ({step.phase})"
     try:
-        report = state.take(step)
+        with numerics(options):
+            report = state.take(step)
     except Diverged as error:
         agrees = "as in the search" if str(error) == meta["message"] else f"the search said: {meta['message']}"
         return f"{where}: {error}\n{agrees}", True

@@ -30,12 +30,7 @@ WHOLE = {
 @pytest.mark.parametrize("case", WHOLE)
 def test_deterministic_searches_are_the_same_bit_for_bit(case, pictures, tiny, tmp_path):
     options = tiny | {"deterministic": True, "threads": 1, "tensorboard": False} | WHOLE[case]
-    before = torch.get_num_threads()
-    torch.set_num_threads(options["threads"])
-    try:
-        found = [Search(SearchConfig(out=tmp_path / name, **options)).run(*pictures) for name in "ab"]
-    finally:
-        torch.set_num_threads(before)
+    found = [Search(SearchConfig(out=tmp_path / name, **options)).run(*pictures) for name in "ab"]
     assert_same(*found)
     one, other = (checkpoint.load(tmp_path / name / CHECKPOINT)[0] for name in "ab")
     assert one.keys() == other.keys()
@@ -47,12 +42,16 @@ def test_settings_hold_within_a_run_alone(pictures, tiny):
     matmul = torch.backends.cuda.matmul
 
     def augment(images, generator):
-        seen.append((torch.are_deterministic_algorithms_enabled(), matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        strict = torch.are_deterministic_algorithms_enabled()
+        seen.append((torch.get_num_threads(), strict, matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
         return images
 
     torch.use_deterministic_algorithms(False)
     before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    for options, expected in (({"deterministic": True, "threads": 1}, (True, False, False)), ({"tf32": True}, (False, True, True))):
+    threads = torch.get_num_threads()
+    cases = [({"deterministic": True, "threads": threads + 1}, (threads + 1, True, False, False))]
+    cases.append(({"tf32": True}, (threads, False, True, True)))
+    for options, expected in cases:
         pamkd.Search(**tiny | {"epochs": 1, "method": "plain", "group_size": None, "group_pairs": None} | options).run(
             *pictures, augment=augment
         )
