@@ -9,19 +9,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pamkd.report.run_folder import number, read_run
 from pamkd.reproduce.paper import Row
-from pamkd.runs.checkpoint import previous
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate import evaluate
 from pamkd.runs.evaluate_config import EvaluateConfig
-from pamkd.runs.folder import CHECKPOINT
+from pamkd.runs.folder import from_checkpoint
 from pamkd.runs.options import FREE, RunOptions, to_dict
 from pamkd.runs.search import search
-
-Options = TypeVar("Options", bound=RunOptions)
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,9 @@ class Unit:
     def run(self) -> None:
         """Search and evaluate what is still missing."""
         if not (self.search.out / "result.json").is_file():
-            search(_continued(self.search))
+            search(from_checkpoint(self.search))
         if not self.done:
-            evaluate(_continued(self.evaluation))
+            evaluate(from_checkpoint(self.evaluation))
 
     def measured(self) -> Measured | None:
         if not self.done:
@@ -98,13 +95,6 @@ def gather(units: Sequence[Unit]) -> dict[tuple[str, str], list[Measured]]:
         if measured is not None:
             found.setdefault((unit.row.key, unit.column), []).append(measured)
     return found
-
-
-def _continued(config: Options) -> Options:
-    """The run from its checkpoint where it has one, else from its start (in place of one that was killed before its first checkpoint)."""
-    path = config.out / CHECKPOINT
-    begun = path.is_file() or previous(path).is_file()
-    return dataclasses.replace(config, resume=begun, overwrite=not begun)
 
 
 def _changed(config: RunOptions) -> list[tuple[str, Any]]:

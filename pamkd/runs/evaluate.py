@@ -17,7 +17,7 @@ from pamkd.data import Batches, derived_seed, generator, load_dataset, number_of
 from pamkd.distributed import Columns, Mesh, is_main_process, open_mesh
 from pamkd.runs import checkpoint
 from pamkd.runs.augmentation import augmentations
-from pamkd.runs.errors import CheckpointError, Interrupted
+from pamkd.runs.errors import CheckpointError
 from pamkd.runs.evaluate_config import EvaluateConfig, find_genotype
 from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.folder import CHECKPOINT, continued, open_folder
@@ -159,12 +159,7 @@ class Evaluation:
                         progress.advance(f"{head}  train {loss:.3f}  {len(labels) / seconds:.0f} img/s")
                         if mesh.any(bool(stop)):
                             self._save(state)
-                            why = stop.reason or "another process was interrupted"
-                            raise Interrupted(
-                                f"{why} with seed {seed} in epoch {state.epoch} step {state.step}; "
-                                + (f"continue with --out {config.out} --resume" if config.out else "no folder, nothing kept"),
-                                stop.signal,
-                            )
+                            raise stop.interruption(f"with seed {seed} in epoch {state.epoch} step {state.step}", config.out)
                     row = state.row(state.test(test_batches))
                     metrics.write(row)
                     metrics.scalars({f"{name}/seed_{seed}": row[name] for name in ("train_loss", "test_loss", "test_error")}, state.epoch)
@@ -330,8 +325,6 @@ class _State:
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """`pamkd evaluate`: load dataset and genotype, train and test with each seed, write the folder and print the result."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     genotype = find_genotype(config)
     where = {"image_size": config.image_size, "download": config.download}
     train, test = (load_dataset(config.dataset, config.data, train=part, **where) for part in (True, False))

@@ -41,8 +41,14 @@ def continued(config: Options, mesh: Mesh) -> Options:
     """
     if config.out is None or config.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
         return config
-    path, last = config.out / MANIFEST, config.out / CHECKPOINT
+    path = config.out / MANIFEST
     ours = path.is_file() and json.loads(path.read_text())["launcher"] == launcher()
-    begun = ours and (last.is_file() or checkpoint.previous(last).is_file())
-    ours, begun = mesh.world.objects((ours, begun))[0]  # the launcher is the main process's
-    return dataclasses.replace(config, resume=begun, overwrite=not begun) if ours else config
+    ours, begun = mesh.world.objects((ours, from_checkpoint(config)))[0]  # the launcher is the main process's
+    return begun if ours else config
+
+
+def from_checkpoint(config: Options) -> Options:
+    """The run from its checkpoint where it has one, else from its start (in place of one that was killed before its first checkpoint)."""
+    path = config.out / CHECKPOINT
+    begun = path.is_file() or checkpoint.previous(path).is_file()
+    return dataclasses.replace(config, resume=begun, overwrite=not begun)

@@ -7,7 +7,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from pamkd.runs.errors import Interrupted
 
 # SIGUSR1, SIGUSR2: what batch systems send some time before they kill (submitit: SIGUSR2, as NCCL may catch the other).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -26,6 +29,12 @@ class Stop:
         if not self.reason and self._end is not None and time.monotonic() >= self._end:
             self.reason = f"time limit of {self._limit:.0f} s reached"
         return bool(self.reason)
+
+    def interruption(self, where: str, out: Path | None) -> Interrupted:
+        """What to raise in a run that has written its checkpoint into the folder `out`, if it has one; another process may have stopped."""
+        why = f"{self.reason or 'another process was interrupted'} {where}"
+        then = f"continue with --out {out} --resume" if out else "no run folder, nothing kept"
+        return Interrupted(f"{why}; {then}", self.signal)
 
 
 @contextmanager

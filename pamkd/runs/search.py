@@ -20,7 +20,7 @@ from pamkd.methods.method import StepReport
 from pamkd.runs import bundle, checkpoint
 from pamkd.runs.collapse import judge
 from pamkd.runs.config import SearchConfig
-from pamkd.runs.errors import Interrupted, OptionError
+from pamkd.runs.errors import OptionError
 from pamkd.runs.folder import CHECKPOINT, continued, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
@@ -182,12 +182,7 @@ class Search:
                     state.step += 1
                     if mesh.any(bool(stop)):
                         self._save(state)
-                        where = f"epoch {epoch} step {state.step}"
-                        raise Interrupted(
-                            f"{stop.reason or 'another process was interrupted'} in {where}; "
-                            + (f"continue with --out {config.out} --resume" if config.out else "no run folder, nothing kept"),
-                            stop.signal,
-                        )
+                        raise stop.interruption(f"in epoch {epoch} step {state.step}", config.out)
                 row = self._epoch_row(state, check, phase, lr)
                 collapse = judge([*epoch_rows(metrics.rows), row]) if phase == "search" else None
                 if collapse is not None:
@@ -293,8 +288,6 @@ def default_out(config: SearchConfig) -> SearchConfig:
 
 def search(config: SearchConfig) -> SearchResult:
     """`pamkd search`: load the dataset, cut its training half, run, and write the run folder. The test set is not read."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     data = load_halves(config)
     return Search(config).run(data.train, data.valid, augment=data.augment, plain=data.plain, facts=data.facts)
 
