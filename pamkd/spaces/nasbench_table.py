@@ -6,6 +6,7 @@ import csv
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pamkd.spaces.topology import Topology, every_topology
 
@@ -47,7 +48,7 @@ class NasBenchTable:
         return cls(columns)
 
     @classmethod
-    def from_official(cls, api: object, epochs: int = 200) -> NasBenchTable:
+    def from_official(cls, api: Any, epochs: int = 200) -> NasBenchTable:
         """All cells from an object of `nats_bench.create(file, "tss")` or `nas_201_api.NASBench201API(file)`, the mean over seeds."""
         cells = {cell: api.query_index_by_arch(str(cell)) for cell in every_topology()}
         return cls(
