@@ -313,6 +313,8 @@ def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> S
         raise OptionError(f"space_options are {list(config.space_options)}: space {config.space} does not take them ({error})") from error
     drawing = "one that draws nothing within a step with --cuda-graphs"
     config.require(not (config.cuda_graphs and supernet.stochastic), "space", drawing)
+    alike = config.transfer != "l2w" or supernet.stages == 1 or config.learners == 1
+    config.require(alike, "transfer", f"another one for space {config.space}: learners differ in size after its first stage")
     config.require(config.epochs % supernet.stages == 0, "epochs", f"a multiple of {supernet.stages}, the stages of space {config.space}")
     warmup = config.warmup_v_epochs + config.warmup_w_epochs
     config.require(warmup < config.epochs // supernet.stages, "epochs", "more epochs in each stage than both warm-ups take together")
