@@ -113,7 +113,7 @@ class SearchConfig(RunOptions):
     eigenvalue_every: int = 0
     """Epochs between two measurements of the dominant eigenvalue of the architectures' Hessian; 0: none."""
     stop_on_collapse: bool = False
-    """End the search where it collapses (too many skip connections, a rising eigenvalue) and keep the last good genotype."""
+    """End the search where it collapses (many skip connections, no entropy left, a rising eigenvalue) and keep the last good genotype."""
     train_portion: float = 0.5
     """Share of the training set that trains weights; the rest validates and trains architectures. (imagenet: 10 % and 2.5 %.)"""
     seed: int = 0

@@ -30,7 +30,8 @@ class Network(Protocol):
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
         """Of one network, or with weights [m, num_weights] and alphas [m, ...] of m that stack: every output is then [m, ...]."""
 
-    def stacks_with(self, other: Network) -> bool: ...
+    def stacks_with(self, other: object) -> bool:
+        """Whether this network and another one are computed by one call of `forward`."""
 
     def twice_differentiable(self) -> Network: ...
 

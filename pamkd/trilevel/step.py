@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from pamkd.spaces.supernet import Output
 from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
 from pamkd.trilevel.passes import PERTURBED, Batch, Network, Passes
 from pamkd.trilevel.sgd import SGD
+
+AnyLearner = TypeVar("AnyLearner", bound="Learner")
 
 
 class Transfer(Protocol):
@@ -59,7 +61,7 @@ class Learner:
     number: int = 0  # its place among all learners
 
     @classmethod
-    def create(cls, network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> Learner:
+    def create(cls: type[AnyLearner], network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> AnyLearner:
         return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w), number)
 
     def apart(self) -> Learner:
@@ -91,7 +93,8 @@ class Lesson:
     @classmethod
     def of(cls, measured: Measurement, context: Any, rows: Rows = ALL_HERE) -> Lesson:
         parts = zip(measured.losses, measured.published, strict=True)
-        return cls(*rows.gather([(loss.detach(), published.detach()) for loss, published in parts]), context)
+        losses, published = rows.gather([(loss.detach(), told.detach()) for loss, told in parts])
+        return cls(losses, published, context)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -224,12 +227,12 @@ class TriLevelStep:
 
         def by_w(points: list[Tensor]) -> list[tuple[Tensor, ...]]:
             who, twins = [*here, *here], [learner.apart() for learner in (*learners, *learners)]  # + of all, then - of all
-            lessons = [lesson.leaves() if k in students else None for k in who]
+            lessons = [lesson.leaves() if lesson is not None and k in students else None for k in who]
             inputs = [[twin.alphas, *(own.tensors if own else ())] for twin, own in zip(twins, lessons, strict=True)]
             return self._stage_two(who, twins, points, train, valid, lessons, inputs, PERTURBED)[2]
 
         result = Hypergradient(list(direct))
-        if students:
+        if lesson is not None and students:
             loss_cotangent, published_cotangent = torch.zeros_like(lesson.losses), torch.zeros_like(lesson.published)
         found = central_difference(by_w, [update.before for update in w_updates], u, self.fd_step)
         for update, (through, *coupling) in zip(w_updates, found, strict=True):
@@ -237,7 +240,7 @@ class TriLevelStep:
             if coupling:
                 loss_cotangent += update.step_size * coupling[0]
                 published_cotangent += update.step_size * coupling[1]
-        if not students:
+        if measured is None or not students:
             return result
 
         loss_cotangent, published_cotangent = self.rows.total([loss_cotangent, published_cotangent])
