@@ -97,7 +97,7 @@ def _eager(operation: str, device: str) -> bool:
 _eager._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def weight_sets(count: int, dims: Sequence[int | None], *tensors: Tensor | None) -> list[Tensor | None]:
+def weight_sets(count: int, dims: Sequence[int | None], *tensors: Tensor | None) -> list[Any]:
     """Within `torch.vmap` over `count` weight sets, which lie along `dims`: the tensors with these sets as their first dimension."""
     given = zip(tensors, dims, strict=False)
     return [t if t is None else t.expand(count, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in given]

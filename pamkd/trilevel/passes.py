@@ -129,7 +129,7 @@ class Passes:
         self.backwards[name] += len(learners)
         cotangents = cotangents or [[None] * len(some) for some in outputs]
         if self.stack(learners):  # one graph
-            flat = iter(_grad(*(list(chain.from_iterable(lists)) for lists in (outputs, inputs, cotangents))))
+            flat = iter(_grad(list(chain(*outputs)), list(chain(*inputs)), list(chain(*cotangents))))
             grads = [tuple(islice(flat, len(some))) for some in inputs]
         else:
             grads = [_grad(*lists) for lists in zip(outputs, inputs, cotangents, strict=True)]

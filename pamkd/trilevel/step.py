@@ -275,12 +275,12 @@ class TriLevelStep:
         who[i] is the place of learners[i] among all K, lessons[i] what it is taught, inputs[i][0] its weights or its architecture; further
         inputs belong to the lesson. Teaching on the training batch shares its pass.
         """
-
         shared = self.teaching.batch == "train"
-        students = [i for i, lesson in enumerate(lessons) if lesson is not None]
+        taught_by = {i: lesson for i, lesson in enumerate(lessons) if lesson is not None}
+        students = list(taught_by)
 
         def taught(i: int, output: Output, name: str) -> Tensor:
-            return self._taught(who[i], learners[i], weights[i], output, lessons[i], name + suffix)
+            return self._taught(who[i], learners[i], weights[i], output, taught_by[i], name + suffix)
 
         def train_terms(i: int, loss: Tensor, output: Output) -> list[Tensor]:
             return [loss, taught(i, output, "w_train")] if shared and i in students else [loss]
@@ -292,7 +292,7 @@ class TriLevelStep:
         ran = self.passes.run("w_train" + suffix, learners, weights, train, by, train_terms)
         terms, grads = [done.terms for done in ran], [done.grads for done in ran]
         if not shared:
-            those, at, by = ([part[i] for i in students] for part in (learners, weights, inputs))
+            those, at, by = [learners[i] for i in students], [weights[i] for i in students], [inputs[i] for i in students]
             for i, done in zip(students, self.passes.run("w_taught" + suffix, those, at, valid, by, taught_terms), strict=True):
                 terms[i] = terms[i] + done.terms
                 grads[i] = (grads[i][0] + done.grads[0], *done.grads[1:])
