@@ -133,8 +133,8 @@ torch.library.register_autograd("pamkd::mixed_cell_forward", _backward, setup_co
 
 @torch.library.register_vmap("pamkd::mixed_cell_forward", lib=LIB)
 def _(info, dims, s0, s1, weights, mix, spec, keep):
-    sets = weight_sets(info.batch_size, dims, s0, s1, weights, mix)
-    nodes = mixed_cell(*sets, dataclasses.replace(CellSpec.decode(spec), output="concat"))
+    s0, s1, weights, mix = weight_sets(info.batch_size, dims, s0, s1, weights, mix)
+    nodes = mixed_cell(s0, s1, weights, mix, dataclasses.replace(CellSpec.decode(spec), output="concat"))
     return (nodes, nodes.new_empty(0), nodes.new_empty(0)), (0, None, None)  # what is kept for backward is kept by the call within
 
 
