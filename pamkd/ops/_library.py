@@ -71,6 +71,11 @@ def has_kernel(operation: str, tensor: Tensor) -> bool:
     return True
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether the operation's CPU kernel takes it. Tests answer for CPU tensors that the GPU's implementation computes."""
+    return tensor.device.type == "cpu"
+
+
 def implementation(operation: str, device: str) -> str | None:
     """What computes `operation` on a type of device here, or None where the eager composition does."""
     language = IMPLEMENTATIONS[operation].get(device)
