@@ -331,8 +331,7 @@ class Supernet(ABC):
         return s1
 
     def _relu_conv_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        # The operation has a kernel on the CPU alone; elsewhere its composition would take the statistics too, which nobody reads here.
-        if self._composed or x.device.type != "cpu":
+        if self._composed:
             return self.moment.columns.batch_norm(F.conv2d(F.relu(x), weight))
         return relu_conv_norm(x, None, weight)[0]
 
