@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pamkd.ops import relu_conv_norm_cuda
 from pamkd.ops._checks import check_integers, check_numbers, check_sets, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, on_cpu, register
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
 from pamkd.ops.mixed_cell import KERNEL_DTYPES
 from pamkd.reference import relu_conv_norm as reference
 
@@ -41,7 +41,7 @@ def relu_conv_norm(
     """BatchNorm(conv2d(conv2d(relu(x), depthwise, groups=c), pointwise)) on the statistics of the batch.
 
     Of the maps between, only the BatchNorm's input is kept for backward, on a GPU none. With a leading dimension of m weight sets on
-    every tensor it computes m layers, on a GPU in the same launches.
+    every tensor it computes m layers, on a GPU in the same launches; so it does within `torch.vmap`.
 
     Args:
         x: [n, c, h, w], any strides; channels_last is the fast format. The fused kernels take float32 and float64 on the CPU, float32,
@@ -74,9 +74,9 @@ def relu_conv_norm(
         return y, mean, variance
     if not fused:
         y, mean, variance = reference.relu_conv_norm(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-        return y.contiguous(memory_format=torch.channels_last), mean, variance
+        return y.movedim(1, -1).contiguous().movedim(-1, 1), mean, variance  # channels_last, in vmap too
     y, _, statistics = torch.ops.pamkd.relu_conv_norm_forward(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-    mean, _, variance = statistics.detach().view(3, *x.shape[:-4], -1)[..., : y.shape[-3]]
+    mean, _, variance = statistics.detach().reshape(3, *x.shape[:-4], -1)[..., : y.shape[-3]]
     return y, mean, variance
 
 
@@ -158,6 +158,18 @@ def _backward(ctx, grad, _z, _statistics):
 
 
 torch.library.register_autograd("pamkd::relu_conv_norm_forward", _backward, setup_context=_setup, lib=LIB)
+
+
+@torch.library.register_vmap("pamkd::relu_conv_norm_forward", lib=LIB)
+def _(info, dims, x, depthwise, pointwise, weight, bias, *options):
+    sets = weight_sets(info.batch_size, dims, x, depthwise, pointwise, weight, bias)
+    if not on_cpu(x):
+        return torch.ops.pamkd.relu_conv_norm_forward(*sets, *options), (0, None, 1)
+    each = ([None if t is None else t[m] for t in sets] for m in range(info.batch_size))
+    layers = [torch.ops.pamkd.relu_conv_norm_forward(*tensors, *options) for tensors in each]
+    return tuple(torch.stack(results) for results in zip(*layers, strict=True)), (0, 0, 0)
+
+
 deny_double_backward("pamkd::relu_conv_norm_backward", "use pamkd.reference.relu_conv_norm.relu_conv_norm")
 
 
