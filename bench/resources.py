@@ -53,18 +53,18 @@ ON_MATRIX_INSTRUCTIONS = {
     "node_mixture_backward.sums_kernel",
     "node_mixture_backward.maps_kernel",
 }
-# Kernels that read 16 bytes at a time, where the width of their rows is a multiple of 16.
+# Kernels that read 16 bytes at a time, where the width of their rows is a multiple of 16, or as many channels as there are in them.
 READING_WIDE = {
     "pairwise_cosine.gram_kernel": "d",
     "group_min_similarity.gather_kernel": "d",
     "flat_update.squares_kernel": "size",
     "flat_update.sgd_kernel": "size",
     "flat_update.perturb_kernel": "size",
-    "node_mixture.statistics_kernel": "c",
-    "node_mixture.mixture_kernel": "c",
-    "node_mixture_backward.sums_kernel": "c",
-    "node_mixture_backward.maps_kernel": "c",
-    "shared_branches.shared_kernel": "c",
+    "node_mixture.statistics_kernel": "VECTOR",
+    "node_mixture.mixture_kernel": "VECTOR",
+    "node_mixture_backward.sums_kernel": "VECTOR",
+    "node_mixture_backward.maps_kernel": "VECTOR",
+    "shared_branches.shared_kernel": "VECTOR",
 }
 
 
@@ -178,7 +178,8 @@ def compiled(launch: Launch, chip: Chip) -> Resources:
         found.problems.append(f"{shared} bytes of shared memory do not fit in {chip.shared_per_block}")
     if found.kernel in ON_MATRIX_INSTRUCTIONS and found.matrix == "none":
         found.problems.append("no matrix instruction")
-    if READING_WIDE.get(found.kernel) in launch.aligned and not found.wide_access:
+    wide = READING_WIDE.get(found.kernel)
+    if (wide in launch.aligned or dict(launch.constants).get(wide, 1) != 1) and not found.wide_access:
         found.problems.append("no access of 16 bytes")
     return found
 
