@@ -224,7 +224,7 @@ def load_dataset(
     if name in ("cifar10", "cifar100"):
         return _cifar(name, root, train, download)
     if not root.is_dir():
-        raise FileNotFoundError(f"dataset folder {root} does not exist")
+        raise FileNotFoundError(f"dataset folder {root} does not exist: give the one that holds train/ (--data PATH)")
     return _folder(name, root, train, image_size)
 
 
