@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pamkd.data import imagenet16
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -22,7 +24,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "folder")
+DATASETS = ("digits", "cifar10", "cifar100", "imagenet16-120", "imagenet", "folder")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 MEMORY_LIMIT = 2 << 30  # bytes of pixels up to which a folder is decoded into memory
 DIGITS_TRAIN = 1437  # the rest of the 1797 tests; neighbours in the file are by one writer, so the cut is by place
@@ -197,10 +199,11 @@ class ImageFiles(ImageDataset):
 def load_dataset(
     name: str, root: str | os.PathLike[str] | None = None, *, train: bool = True, image_size: int | None = None, download: bool = False
 ) -> ImageDataset:
-    """The training or the test set of `digits`, `cifar10`, `cifar100`, `imagenet` or `folder`.
+    """The training or the test set of `digits`, `cifar10`, `cifar100`, `imagenet16-120`, `imagenet` or `folder`.
 
     - digits: scikit-learn's 1797 embedded grey pictures of 8x8; the first 1437 train, the last 360 test; no `root`.
     - cifar10, cifar100: torchvision's files below `root`, fetched there with `download`.
+    - imagenet16-120: `root/train_data_batch_1` to `_10` and `root/val_data` of ImageNet16, of which the first 120 classes.
     - imagenet: `root/train/<class>/*` and `root/val/<class>/*`, read from the files; the shorter side resized to 8/7 of
       `image_size` (224), then the centre cropped (256 and 224).
     - folder: any `root/train/<class>/*.jpg` with `root/test` or `root/val` beside it. Pictures must be of one size, or
@@ -224,7 +227,14 @@ def load_dataset(
     if name in ("cifar10", "cifar100"):
         return _cifar(name, root, train, download)
     if not root.is_dir():
-        raise FileNotFoundError(f"dataset folder {root} does not exist: give the one that holds train/ (--data PATH)")
+        raise FileNotFoundError(f"dataset folder {root} does not exist: give the one where {name} lies (--data PATH)")
+    if name == "imagenet16-120":
+        return Images(
+            name,
+            [str(label) for label in range(1, imagenet16.CLASSES + 1)],
+            *imagenet16.read_imagenet16(root, train),
+            imagenet16.STATISTICS,
+        )
     return _folder(name, root, train, image_size)
 
 

@@ -34,6 +34,7 @@ FREE = (
     "tensorboard",
     "on_divergence",
     "cuda_graphs",
+    "stacked",
 )
 
 
@@ -41,7 +42,7 @@ FREE = (
 class RunOptions:
     """What a search and an evaluation have in common: the images, where the results go, and what computes them."""
 
-    dataset: Literal["digits", "cifar10", "cifar100", "imagenet", "folder"] = "digits"
+    dataset: Literal["digits", "cifar10", "cifar100", "imagenet16-120", "imagenet", "folder"] = "digits"
     """Images. `folder` is any tree train/<class>/*.jpg, with test/<class>/*.jpg for an evaluation."""
     data: Path | None = None
     """Where the dataset lies (not needed for digits)."""
