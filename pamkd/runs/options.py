@@ -124,6 +124,7 @@ def first_difference(config: Any, saved: Mapping[str, Any], free: Sequence[str] 
 
 
 def save_config(config: Any, path: Path) -> None:
+    """Write the options as YAML, in one step."""
     options = {name: value for name, value in to_dict(config).items() if name not in OF_THE_COMMAND}
     write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
@@ -144,7 +145,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def as_arguments(kind: type, values: dict[str, Any], where: str) -> list[str]:
-    """Options as command-line words, so that a file's values are checked exactly as typed ones are."""
+    """Options as command-line words, so that a file's values are checked exactly as typed ones are. Raises ValueError for unknown ones."""
     fields = {_option(field): field for field in dataclasses.fields(kind)}
     words: list[str] = []
     for name, value in values.items():
@@ -164,7 +165,8 @@ def parse(kind: type, argv: Sequence[str], presets: Mapping[str, Any], prog: str
     """A configuration from the command line: a preset, then a YAML file (`--config`), then the options given.
 
     `about` is what `--help` says of the command, by default what the options' class says of itself.
-    With `--resume` the saved configuration of the run in `--out` takes the place of the preset.
+    With `--resume` the saved configuration of the run in `--out` takes the place of the preset. Raises ValueError or OptionError for
+    what cannot be used, and SystemExit, after a text, as the command-line parser does.
     """
     argv = list(argv)
     preset, config = _take(argv, "--preset"), _take(argv, "--config")
