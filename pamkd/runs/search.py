@@ -25,7 +25,7 @@ from pamkd.runs.folder import CHECKPOINT, continued, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.memory import warn_if_short
-from pamkd.runs.numerics import with_numerics
+from pamkd.runs.numerics import check_device, with_numerics
 from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
@@ -299,6 +299,7 @@ def default_out(config: SearchConfig) -> SearchConfig:
 
 def search(config: SearchConfig) -> SearchResult:
     """`pamkd search`: load the dataset, cut its training half, run, and write the run folder. The test set is not read."""
+    check_device(config.device)
     data = load_halves(config, config.seed, config.train_portion)
     return Search(config).run(data.train, data.valid, augment=data.augment, plain=data.plain, facts=data.facts)
 

@@ -45,11 +45,15 @@ class Moment:
 
 
 class Output(NamedTuple):
+    """What a network says of a batch."""
+
     logits: Tensor  # [n, classes]
     embedding: Tensor  # [n, d], the pooled feature before the classifier
 
 
 class Cell(NamedTuple):
+    """A cell of the network and what enters it."""
+
     spec: CellSpec
     reduce_s0: bool  # the previous cell was a reduction: s0 is twice as large as s1
     in_channels: tuple[int, ...]  # of the states that enter

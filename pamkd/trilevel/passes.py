@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
+    """Images and their labels, of one column of processes or of all."""
+
     images: Tensor  # [n, c, h, w]
     labels: Tensor  # [n], int64
 
@@ -33,7 +35,8 @@ class Network(Protocol):
     def stacks_with(self, other: object) -> bool:
         """Whether this network and another one are computed by one call of `forward`."""
 
-    def twice_differentiable(self) -> Network: ...
+    def twice_differentiable(self) -> Network:
+        """The same network over operations whose backward pass can be differentiated again."""
 
 
 PERTURBED = "_perturbed"  # ends the names of passes that central differences are made of
