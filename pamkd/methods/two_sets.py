@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pamkd.methods.method import Method, Phase, StepTensors
+from pamkd.methods.method import Method, Phase, StepTensors, SupernetLearner
 from pamkd.trilevel.exact import exact_hypergradient
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner, Lesson, Teaching, TriLevelStep
+from pamkd.trilevel.step import Lesson, Measurement, Teaching, TriLevelStep, Update
 
 
 @dataclass
@@ -36,7 +36,7 @@ class TwoSets(Method):
         return teaching.transfer.draw(train if teaching.batch == "train" else valid, seed)
 
     def take(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
+        self, learners: Sequence[SupernetLearner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
     ) -> tuple[StepTensors, list[Tensor] | None]:
         parts, teaching, rows = self.parts, self.parts.teaching, self.rows
         mutual = rows.count(len(learners)) > 1
@@ -48,7 +48,11 @@ class TwoSets(Method):
         if second_order and self.exact:
             exact = exact_hypergradient(teaching, learners, train, valid, drawn, lr=lr, sgd=self.sgd)
 
-        students, v_updates, measured, lesson, of_v = [], [], None, None, {}
+        students: list[int] = []
+        v_updates: list[Update] = []
+        measured: Measurement | None = None
+        lesson: Lesson | None = None
+        of_v: dict[str, Tensor] = {}
         if mutual:
             trained = [parts.train_v(learner, train, lr) for learner in learners]
             v_updates = [update for _, update in trained]

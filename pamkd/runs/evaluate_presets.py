@@ -46,7 +46,7 @@ _NASBENCH = EvaluateConfig(
     cutout=0,
 )
 # What the papers' evaluations on CIFAR change of DARTS's.
-_CIFAR = {
+_CIFAR: dict[str, dict[str, Any]] = {
     "darts": {},
     "pdarts": {"batch_size": 128, "drop_path": 0.3},
     "pcdarts": {"drop_path": 0.3},
@@ -59,7 +59,7 @@ _CIFAR = {
     "s4": {"channels": 16},
 }
 # On CIFAR-100: RobustDARTS and DARTS- train 16 channels and 8 cells, PR-DARTS drops more paths.
-_CIFAR100 = {
+_CIFAR100: dict[str, dict[str, Any]] = {
     **{space: {"channels": 16, "cells": 8} for space in ("s1", "s2", "s3", "s4", "darts-minus")},
     "prdarts": {"drop_path": 0.4},
 }

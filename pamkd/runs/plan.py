@@ -95,6 +95,7 @@ class Plan:
 
     def warning(self) -> str:
         """One sentence for a search that does not fit."""
+        assert self.available is not None
         batch = self.proposal()
         way = (
             f"--batch-size {batch} does ({gigabytes(self.memory(batch))})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pamkd.runs.config import SearchConfig
 
@@ -43,7 +44,7 @@ _IMAGENET = replace(
 )
 
 
-def _on_cifar100(config: SearchConfig, **changes: object) -> SearchConfig:
+def _on_cifar100(config: SearchConfig, **changes: Any) -> SearchConfig:
     return replace(config, dataset="cifar100", **changes)
 
 

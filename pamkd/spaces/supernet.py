@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,18 @@ from torch import Tensor
 
 from pamkd.data.randomness import generator
 from pamkd.distributed import WHOLE, Columns
-from pamkd.ops import disturbed_cell, mixed_cell, relu_conv_norm
+from pamkd.ops.disturbed_cell import disturbed_cell
+from pamkd.ops.mixed_cell import mixed_cell
+from pamkd.ops.relu_conv_norm import relu_conv_norm
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.mixed_cell import Disturbance, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
 from pamkd.reference.relu_conv_norm import relu_conv_norm as reference_relu_conv_norm
 from pamkd.spaces.disturbance import draw_disturbance
-from pamkd.spaces.genotype import Genotype
 from pamkd.spaces.layout import Layout
+
+if TYPE_CHECKING:
+    from pamkd.spaces.architecture import Architecture
 
 MIN_IMAGE_SIZE = 8
 Candidates = tuple[tuple[str, ...], ...]  # the operations of each edge of a cell, in edge order
@@ -131,7 +135,7 @@ class Supernet(ABC):
         """How much the architecture wants of each operation, `[edges, columns]` for each type of cell; nothing is drawn."""
 
     @abstractmethod
-    def genotype(self, alphas: Tensor) -> Genotype:
+    def genotype(self, alphas: Tensor) -> Architecture:
         """The discrete architecture that these parameters stand for."""
 
     @abstractmethod
@@ -329,7 +333,7 @@ class Supernet(ABC):
         """BatchNorm on batch statistics with the weight and bias of that name."""
         return self.moment.columns.batch_norm(x, views[f"{name}.weight"], views[f"{name}.bias"])
 
-    def _cells(self):
+    def _cells(self) -> Iterator[Cell]:
         reductions = (self.depth // 3, 2 * self.depth // 3)
         c, reduce_s0 = self.channels, self.stem == "imagenet"
         c_s0 = c_s1 = self.stem_multiplier * self.channels
@@ -350,7 +354,7 @@ class Supernet(ABC):
             yield ("stem0.3", "stem0.4"), width // 2, width
             yield ("stem1.1", "stem1.2"), width, width
 
-    def _shapes(self):
+    def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for (convolution, norm), c_in, c_out in self.stem_layers():
             yield f"{convolution}.weight", (c_out, c_in, 3, 3)
             yield f"{norm}.weight", (c_out,)
@@ -362,7 +366,7 @@ class Supernet(ABC):
         yield "classifier.weight", (self.classes, self.embedding_size)
         yield "classifier.bias", (self.classes,)
 
-    def _cell_shapes(self):
+    def _cell_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for i, (spec, reduce_s0, (c_s0, c_s1)) in enumerate(self.cells):
             if reduce_s0:
                 yield f"cells.{i}.preprocess0.conv_1.weight", (spec.channels // 2, c_s0, 1, 1)

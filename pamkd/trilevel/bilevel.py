@@ -33,9 +33,17 @@ from pamkd.trilevel.step import Learner, Update, accuracy_of
 class Exchange(Protocol):
     """What learners with one weight set do to each other. Outputs are stacked: logits [K, n, classes], embedding [K, n, d]."""
 
-    teaches_on: Literal["train", "valid"]  # the batch on which D is taken
-    shared: int  # so many leading weights are one tensor for all learners
-    modules: Tensor  # weights of the method's own modules, a leaf that D may read; trained with W
+    @property
+    def teaches_on(self) -> Literal["train", "valid"]:
+        """The batch on which D is taken."""
+
+    @property
+    def shared(self) -> int:
+        """So many leading weights are one tensor for all learners."""
+
+    @property
+    def modules(self) -> Tensor:
+        """Weights of the method's own modules, a leaf that D may read; trained with W."""
 
     def targets(self, outputs: Output, batch: Batch, seed: int) -> Any:
         """t: what is taught, from outputs without graph, and what is drawn for the step."""
@@ -171,7 +179,8 @@ class BiLevelStep:
         seen = type(leaves)(*(part.detach() for part in leaves))
         targets = targets_of(seen, batch)
         taught = exchange.loss(leaves, batch, targets)
-        cotangents, modules = [None] * len(leaves), torch.zeros_like(exchange.modules)
+        cotangents: Sequence[Tensor | None] = [None] * len(leaves)
+        modules = torch.zeros_like(exchange.modules)
         if taught.requires_grad:
             *cotangents, found = torch.autograd.grad(taught.sum(), [*leaves, exchange.modules], allow_unused=True)
             modules = modules if found is None else found

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from pamkd.spaces.supernet import Output
 from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
 from pamkd.trilevel.passes import PERTURBED, Batch, Network, Passes
 from pamkd.trilevel.sgd import SGD
+
+AnyLearner = TypeVar("AnyLearner", bound="Learner")
 
 
 class Transfer(Protocol):
@@ -58,7 +60,7 @@ class Learner:
     number: int = 0  # its place among all learners
 
     @classmethod
-    def create(cls, network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> Learner:
+    def create(cls: type[AnyLearner], network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> AnyLearner:
         return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w), number)
 
     @property
@@ -86,7 +88,8 @@ class Lesson:
     @classmethod
     def of(cls, measured: Measurement, context: Any, rows: Rows = ALL_HERE) -> Lesson:
         parts = zip(measured.losses, measured.published, strict=True)
-        return cls(*rows.gather([(loss.detach(), published.detach()) for loss, published in parts]), context)
+        losses, published = rows.gather([(loss.detach(), told.detach()) for loss, told in parts])
+        return cls(losses, published, context)
 
     def leaves(self) -> Lesson:
         return Lesson(self.losses.detach().requires_grad_(), self.published.detach().requires_grad_(), self.context)
@@ -212,15 +215,21 @@ class TriLevelStep:
         """The second-order terms by central differences; `students` are those of all K learners that somebody taught in this
         step (none, and no measurement, with K = 1)."""
         result = Hypergradient(list(direct))
-        if students:
+        if lesson is not None and students:
             lesson = lesson.leaves()
             loss_cotangent, published_cotangent = torch.zeros_like(lesson.losses), torch.zeros_like(lesson.published)
         here = self.rows.indices(len(learners))
         for k, learner, update, vector in zip(here, learners, w_updates, u, strict=True):
             taught_by = lesson if k in students else None
-            inputs = [learner.alphas, lesson.losses, lesson.published] if taught_by else [learner.alphas]
+            inputs = [learner.alphas, taught_by.losses, taught_by.published] if taught_by else [learner.alphas]
 
-            def gradients(point: list[Tensor], k=k, learner=learner, taught_by=taught_by, inputs=inputs) -> list[Tensor]:
+            def gradients(
+                point: list[Tensor],
+                k: int = k,
+                learner: Learner = learner,
+                taught_by: Lesson | None = taught_by,
+                inputs: list[Tensor] = inputs,
+            ) -> list[Tensor]:
                 return self._stage_two(k, point[0], learner, train, valid, taught_by, inputs, PERTURBED)[2]
 
             through, *coupling = central_difference(gradients, [update.before], [vector], self.fd_step)
@@ -228,7 +237,7 @@ class TriLevelStep:
             if coupling:
                 loss_cotangent += update.step_size * coupling[0]
                 published_cotangent += update.step_size * coupling[1]
-        if not students:
+        if measured is None or not students:
             return result
         loss_cotangent, published_cotangent = self.rows.total([loss_cotangent, published_cotangent])
         for i, (k, learner, update) in enumerate(zip(here, learners, v_updates, strict=True)):
@@ -241,7 +250,7 @@ class TriLevelStep:
             )
             result.through_teacher.append(-through)
 
-            def gradient(point: list[Tensor], learner=learner) -> list[Tensor]:
+            def gradient(point: list[Tensor], learner: Learner = learner) -> list[Tensor]:
                 loss, _ = self.passes.forward("v_train" + PERTURBED, learner, point[0], train)
                 return list(self.passes.backward("v_train" + PERTURBED, learner, [loss], [learner.alphas]))
 

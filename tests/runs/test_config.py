@@ -48,8 +48,9 @@ def test_every_option_is_in_the_file(tmp_path):
 
 
 def test_resume_takes_the_saved_options(tmp_path):
+    """But not that the run took the place of an earlier one."""
     saved = dataclasses.replace(SearchConfig(), channels=4, out=tmp_path)
-    save_config(saved, tmp_path / "config.yaml")
+    save_config(dataclasses.replace(saved, overwrite=True), tmp_path / "config.yaml")
     assert parsed("--out", tmp_path, "--resume") == dataclasses.replace(saved, resume=True)
 
 
