@@ -100,7 +100,7 @@ class Afd(OneSet):
             (grad,) = torch.autograd.grad(((1 - real).square() + fake.square()).mean(), judge)
             self._judges[i] = self._judge_adam[i].update(self._judges[i], grad, self._lr, self.adversarial_decay)
             loss = (1 - judgement(self._judges[i], layout, maps[i])).square().mean()
-            (grad,) = self.passes.backward("adversarial", learner, [loss], [encoders[i]])
+            ((grad,),) = self.passes.backward("adversarial", [learner], [[loss]], [[encoders[i]]])
             encoder = self._encoder_adam[i].update(encoders[i].detach(), grad, self._lr, self.adversarial_decay)
             learner.w = torch.cat([encoder, learner.w[len(encoder) :]])
 

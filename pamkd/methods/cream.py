@@ -71,7 +71,7 @@ class Cream(OneSet):
             loss = 0.5 * (rho * F.cross_entropy(logits, soft) + (2 - rho) * loss)
             if self._steps % self.meta_every == 0:
                 self._train_meta(learner, path, soft, train, rho, features[b], lr)
-        (grad,) = self.passes.backward("path", learner, [loss], [w])
+        ((grad,),) = self.passes.backward("path", [learner], [[loss]], [[w]])
         if self._open:
             self._admit(learner, path, logits.detach(), soft, train)
         return [grad]
@@ -93,10 +93,10 @@ class Cream(OneSet):
         first, second = (slice(i * self.board_images, (i + 1) * self.board_images) for i in (0, 1))
         w = learner.w.detach().requires_grad_()
         loss = F.cross_entropy(self._logits("meta", learner, w, path, train.images[first]), soft[first])
-        (g,) = self.passes.backward("meta", learner, [loss], [w])
+        ((g,),) = self.passes.backward("meta", [learner], [[loss]], [[w]])
         w = (learner.w - lr * rho * g).detach().requires_grad_()
         loss = F.cross_entropy(self._logits("meta", learner, w, path, train.images[second]), train.labels[second])
-        (after,) = self.passes.backward("meta", learner, [loss], [w])
+        ((after,),) = self.passes.backward("meta", [learner], [[loss]], [[w]])
         grad = lr * (after @ g) * rho * (1 - rho) * torch.cat([features, features.new_ones(1)])
         self._meta = self._meta - self.meta_lr * grad * (META_CLIP / (grad.norm() + 1e-6)).clamp(max=1.0)
 

@@ -125,10 +125,8 @@ def _run(size: Size, seed: int) -> dict[str, list[float]]:
     total = size.epochs * len(train)
     parts = Pamkd().parts
     for step, (batch, _) in enumerate(_steps(train, valid, total)):
-        lr = cosine(size.lr, 0.0, step, total)
-        for k, learner in enumerate(learners):
-            if k != WEAK or step < total // 10:
-                parts.train_v(learner, batch, lr)
+        trained = [learner for k, learner in enumerate(learners) if k != WEAK or step < total // 10]
+        parts.train_v(trained, batch, cosine(size.lr, 0.0, step, total))
     found = {"before": [_accuracy(network, learner.v, learner.alphas, check) for learner in learners]}
     for name, kind in METHODS.items():
         taught = [SupernetLearner.create(network, learner.alphas.detach().clone(), learner.v, learner.w) for learner in learners]
@@ -139,8 +137,7 @@ def _run(size: Size, seed: int) -> dict[str, list[float]]:
             if not step % len(train):
                 method.begin_epoch(step // len(train), size.epochs)
             lesson = _lesson(parts, taught, batch, other, derived_seed(seed, "groups", step)) if kind else None
-            for k, learner in enumerate(taught):
-                parts.train_w(k, learner, batch, other, lesson, cosine(size.lr, 0.0, step, total))
+            parts.train_w(taught, batch, other, lesson, range(LEARNERS) if lesson else (), cosine(size.lr, 0.0, step, total))
             if isinstance(method, SecondAfd):
                 method.finish_step(taught, batch)
         found[name] = [_accuracy(network, learner.w, learner.alphas, check) for learner in taught]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,9 @@ from pamkd.spaces.nasbench_table import NasBenchTable
 from pamkd.spaces.topology import Topology
 
 # What a file of nas_201_api holds besides plain values: numbers of NumPy, under the names of versions 1 and 2. PyTorch reads no others.
-_SCALAR: Any = np.float64(0).__reduce__()[0]
+_SCALAR = np.float64(0).__reduce__()[0]
 _KINDS = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
-NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *_KINDS,
-]
+NUMBERS: list[Any] = [(_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"), np.dtype, *_KINDS]
 
 
 @dataclass(frozen=True)

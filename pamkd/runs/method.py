@@ -60,7 +60,11 @@ def method_of(config: Any, rows: Rows = ALL_HERE) -> Method:
         transfer = TRANSFERS[config.transfer or "grs"]
         options["transfer"] = transfer(**_of(transfer, given))
     return kind(
-        passes=Passes(static=config.cuda_graphs, precision=torch.bfloat16 if config.precision == "bfloat16" else None),
+        passes=Passes(
+            static=config.cuda_graphs,
+            stacked=config.stacks,
+            precision=torch.bfloat16 if config.precision == "bfloat16" else None,
+        ),
         sgd=SGD(config.momentum, config.weight_decay, config.clip, config.nesterov),
         fd_step=config.fd_step,
         order=config.order,

@@ -33,6 +33,7 @@ FREE = (
     "tensorboard",
     "on_divergence",
     "cuda_graphs",
+    "stacked",
 )
 
 

@@ -315,6 +315,8 @@ def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> S
     config.require(not (config.cuda_graphs and supernet.stochastic), "space", drawing)
     alike = config.transfer != "l2w" or supernet.stages == 1 or config.learners == 1
     config.require(alike, "transfer", f"another one for space {config.space}: learners differ in size after its first stage")
+    alone = "another one with --stacked True: passes of this one draw numbers, each learner its own"
+    config.require(not (config.stacked and supernet.stochastic), "space", alone)
     config.require(config.epochs % supernet.stages == 0, "epochs", f"a multiple of {supernet.stages}, the stages of space {config.space}")
     warmup = config.warmup_v_epochs + config.warmup_w_epochs
     config.require(warmup < config.epochs // supernet.stages, "epochs", "more epochs in each stage than both warm-ups take together")
@@ -367,6 +369,7 @@ def _check_mesh(config: SearchConfig, mesh: Mesh) -> None:
     config.require(processes == 1 or config.method != "cream", "method", f"another one {one}")
     config.require(processes == 1 or config.hypergradient == "finite", "hypergradient", f"finite {one}")
     config.require(processes == 1 or not config.cuda_graphs, "cuda_graphs", f"False {one}")
+    config.require(not (columns > 1 and config.sync_batch_norm and config.stacked), "stacked", "False or none with --sync-batch-norm")
     skips = config.on_divergence == "skip"
     config.require(processes == 1 or not skips, "on_divergence", "stop with several processes: one cannot skip what others do not")
 
