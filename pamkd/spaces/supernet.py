@@ -103,6 +103,8 @@ class Supernet(ABC):
     ) -> None:
         if channels < 2 or channels % 2:
             raise ValueError(f"channels is {channels}: a supernet needs an even number of at least 2 (FactorizedReduce halves it)")
+        if not isinstance(self.partial, int) or self.partial < 1:
+            raise ValueError(f"partial is {self.partial!r}: needed is a whole number of 1 (all channels) or more")
         if channels % self.partial:
             raise ValueError(f"channels is {channels}: partial channels need a multiple of {self.partial}")
         if cells < self.min_cells:
