@@ -35,7 +35,8 @@ def _plan(argv: list[str]) -> int:
     from pamkd.runs.plan import plan
     from pamkd.runs.search_presets import PRESETS
 
-    made = plan(parse(SearchConfig, argv, PRESETS, "pamkd plan"))
+    about = "Measure a few steps of a search with these options and tell what all of it would take; the status is 1 where it does not fit."
+    made = plan(parse(SearchConfig, argv, PRESETS, "pamkd plan", about))
     print(made.text())
     if made.fits:
         return 0
@@ -162,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pamkd: {words[0]} runs in one process: start it without torchrun ({', '.join(DISTRIBUTED)} use it)", file=sys.stderr)
         return 2
     from pamkd.distributed import is_main_process
-    from pamkd.runs.errors import USER_ERRORS, Diverged, Interrupted
+    from pamkd.runs.errors import USER_ERRORS, Interrupted
+    from pamkd.trilevel.finite import Diverged
 
     try:
         return COMMANDS[words[0]][0](words[1:])

@@ -1,4 +1,4 @@
-// Steps that the operations of group-wise relative similarity share: threads and choices; cosine_rows.h has the arithmetic.
+// Steps that the operations of group-wise relative similarity share: threads and choices; cosine_rows.h, group_rows.h and hinge_rows.h have the arithmetic.
 // No result depends on the number of threads.
 #pragma once
 
@@ -8,6 +8,8 @@
 
 #include "common/check.h"
 #include "cpu/cosine_rows.h"
+#include "cpu/group_rows.h"
+#include "cpu/hinge_rows.h"
 
 namespace pamkd::grs {
 

@@ -235,4 +235,4 @@ def test_any_bundle_is_replayed_or_refused(bundled, changes):
 def test_enough_was_tried():
     """The last test of this file: how much the others did."""
     print(f"{COUNTS['tried']} wrong configurations, {COUNTS['refused']} of them refused")
-    assert COUNTS["refused"] > 1000
+    assert COUNTS["refused"] > 2000  # with those of operations.py 10,000
