@@ -115,6 +115,8 @@ class Passes:
         losses = [F.cross_entropy(output.logits, batch.labels) for output in outputs]
         for learner, loss in zip(learners, losses, strict=True):
             self.watch.loss(loss, learner.number, f"pass {name}")
+        if self.watch.later and batch.images.device.type == "cpu":  # a lost step goes on; operations on the CPU refuse what is not finite
+            outputs = [type(output)(*(part.nan_to_num(0, 0, 0) for part in output)) for output in outputs]
         return losses, outputs
 
     def backward(
