@@ -109,7 +109,7 @@ class Supernet(ABC):
         self.stem, self.drop_path = stem, drop_path
         self.moment = Moment()
         self.lay_out()
-        self._eager = False
+        self._eager, self._mixtures = False, None
 
     def lay_out(self) -> None:
         """Describe the cells and their weights, as the attributes say."""
@@ -176,6 +176,12 @@ class Supernet(ABC):
         """This supernet as it is in one step of a search."""
         twin = copy.copy(self)
         twin.moment = moment
+        return twin
+
+    def with_mixtures(self, mixtures: tuple[Tensor, ...]) -> Supernet:
+        """This supernet with these mixtures in the place of what `sample` would make of any architecture."""
+        twin = copy.copy(self)
+        twin._mixtures = mixtures
         return twin
 
     def random(self, *names: str | int) -> torch.Generator:
@@ -272,7 +278,8 @@ class Supernet(ABC):
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
-        last = self._states(views, self.sample(alphas), images.contiguous(memory_format=torch.channels_last))
+        mixtures = self.sample(alphas) if self._mixtures is None else self._mixtures
+        last = self._states(views, mixtures, images.contiguous(memory_format=torch.channels_last))
         if self.affine_tail:
             last = F.relu(self._affine_norm(last, views, "lastact.0"))
         return last
