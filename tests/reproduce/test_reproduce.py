@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from pamkd.cli import main
 from pamkd.reproduce import ReproduceConfig, reproduce
@@ -169,11 +170,13 @@ def test_statistics():
     assert mean_std([1.0, 2.0, 4.0]) == "2.33±1.53" and mean_std([5.0]) == "5.00" and mean_std([]) == "–"
     found = paired({0: 1.0, 1: 2.0, 2: 5.0}, {1: 3.0, 2: 3.0, 7: 0.0})
     assert found.differences == (-1.0, 2.0)
-    for differences in ((1.0, 2.0, 3.0), (-1.0, 2.0, 0.5, 0.0)):
-        flips = itertools.product((1, -1), repeat=len(differences))
-        sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
-        assert Paired(differences).p == sum(value >= abs(sum(differences)) - 1e-9 for value in sums) / len(sums)
+    for differences in ((1.0, 2.0, 3.0), (-1.0, 2.0, 0.5, 0.0), (-0.3, 0.1, 0.7, -0.2, 0.9, 0.4)):
+        pair = (np.array(differences), np.zeros(len(differences)))
+        exact = stats.permutation_test(pair, lambda a, b, axis: (a - b).mean(axis), permutation_type="samples", n_resamples=np.inf)
+        assert Paired(differences).p == pytest.approx(exact.pvalue)
     assert Paired((1.0,) * 5).p == 2 / 32
+    assert str(Paired((-1.0, 2.0, -4.0))) == "-1.00 (2 lower, 1 higher; p = 0.75)"
+    assert str(Paired((0.0, 2.0))) == "+1.00 (0 lower, 1 higher, 1 equal; p = 1.00)"
 
 
 def test_nearest_rows():
