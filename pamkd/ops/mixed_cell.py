@@ -92,7 +92,7 @@ def _lanes(spec: CellSpec) -> int:
 
 
 @torch.library.register_fake("pamkd::mixed_cell_forward", lib=LIB)
-def _(s0, s1, weights, mix, spec, keep):
+def fake_forward(s0, s1, weights, mix, spec, keep):
     cell = CellSpec.decode(spec)
     if not on_cpu(s0):
         nodes, halves, statistics = mixed_cell_cuda.sizes(s0, cell)
@@ -110,7 +110,7 @@ def _(s0, s1, weights, mix, spec, keep):
 
 
 @torch.library.register_fake("pamkd::mixed_cell_backward", lib=LIB)
-def _(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0, need_s1, need_weights, need_mix):
+def fake_backward(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0, need_s1, need_weights, need_mix):
     state = s0.movedim(-3, -1).shape
     state0, state1 = (s0.new_empty(state).movedim(-1, -3) if need else s0.new_empty(0) for need in (need_s0, need_s1))
     return state0, state1, s0.new_empty(weights.shape if need_weights else 0), s0.new_empty(mix.shape if need_mix else 0)
@@ -153,7 +153,7 @@ def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: Ce
         s0, s1, weights, mix = _each(s0, s1, weights, mix)[0]
     check_cell("mixed_cell", s0, s1, weights, mix, spec)
     if any("noise" in names for names in spec.candidates):
-        raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
+        raise ValueError("mixed_cell: `noise` is drawn: use pamkd.ops.disturbed_cell")
 
 
 def _example() -> tuple[Any, ...]:

@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.data.randomness import generator
+from pamkd.data.randomness import derived_seed, generator
 from pamkd.distributed import WHOLE, Columns
 from pamkd.ops.disturbed_cell import disturbed_cell
 from pamkd.ops.mixed_cell import mixed_cell
 from pamkd.ops.relu_conv_norm import relu_conv_norm
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import Disturbance, factorized_reduce
+from pamkd.reference.disturbance import Disturbance
+from pamkd.reference.mixed_cell import factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
 from pamkd.reference.relu_conv_norm import relu_conv_norm as reference_relu_conv_norm
-from pamkd.spaces.disturbance import draw_disturbance
 from pamkd.spaces.layout import Layout
 
 if TYPE_CHECKING:
@@ -360,9 +360,12 @@ class Supernet(ABC):
         return s0, self._affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
 
     def draws(self, i: int, state: Tensor) -> Disturbance | None:
-        """What is drawn inside cell i in this step, for input states like `state`."""
-        random, columns = self.random("cell", i), self.moment.columns
-        return draw_disturbance(self.cells[i].spec, state, random, self.skip_dropout, self.drop_path_rate, columns)
+        """What is drawn inside cell i in this step, for input states like `state`; None where nothing is."""
+        spec, dropout, drop_path = self.cells[i].spec, self.skip_dropout, self.drop_path_rate
+        used = {name for edge, names in enumerate(spec.candidates) for name in names if name != "skip_connect" or spec.stride(edge) == 1}
+        if not (drop_path or "noise" in used or (dropout and "skip_connect" in used)):
+            return None
+        return Disturbance(derived_seed(self.moment.seed, "cell", i), dropout, drop_path, self.moment.columns.first(len(state)))
 
     def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
         spec, disturbance = self.cells[i].spec, self.draws(i, left)
