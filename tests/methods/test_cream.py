@@ -56,7 +56,7 @@ def test_a_space_without_none_is_refused(scene):
         def candidates(self, reduction):
             return (PRIMITIVES[1:],) * 14
 
-    with pytest.raises(ValueError, match="needs a space of softmax mixtures with the operation none"):
+    with pytest.raises(ValueError, match="needed is a space of one stage with softmax mixtures and the operation none"):
         require_paths(Odd(channels=2, cells=3), learner.alphas[..., 1:])
 
 

@@ -101,10 +101,13 @@ def test_methods_search_other_spaces(method, space, pictures):
     assert all(0 < loss < 10 for loss in result.valid_loss)
 
 
+CREAM = "method cream draws single paths through DARTS's cells: needed is a space of one stage with softmax mixtures"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "cream", "learners": 1, "space": "pcdarts"}, "method cream draws single paths and needs a space of softmax mixtures"),
+        *(({"method": "cream", "learners": 1, "space": space}, CREAM) for space in ("pcdarts", "pdarts", "prdarts", "nasbench201", "s2")),
         ({"transfer": "l2w", "space": "pdarts"}, "transfer is 'l2w': needed is another one for space pdarts: learners differ in size"),
     ],
 )
