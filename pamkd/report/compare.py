@@ -31,7 +31,7 @@ def comparison(runs: Sequence[Run]) -> str:
         ("architectures", "Architectures", join(*architectures)),
         ("options", "Options that differ", _options(names, runs)),
     ]
-    return document(f"{len(runs)} searches compared", " · ".join(names), sections, "pamkd report --compare.")
+    return document(f"{len(runs)} searches compared", " · ".join(names), sections, "with pamkd report --compare.")
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

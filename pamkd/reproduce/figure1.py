@@ -186,7 +186,7 @@ def _write(folder: Path, found: dict[int, dict[str, list[float]]]) -> list[Path]
     means = {row[0]: [statistics.mean(run[method][k] for run in found.values()) for k in range(LEARNERS)] for method, row in rows}
     content = join(_bars(means, names), html_table(head, body))
     about = "A weak model among those that teach"
-    write_atomically(paths[2], document("Figure 1 of the paper", about, [("bars", about, content)], "pamkd reproduce."))
+    write_atomically(paths[2], document("Figure 1 of the paper", about, [("bars", about, content)], "with pamkd reproduce."))
     return paths
 
 

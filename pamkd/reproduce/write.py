@@ -31,7 +31,7 @@ def write_table(path: Path, table: Table, columns: Sequence[str], rows: Sequence
     write_atomically(paths[1], text.getvalue())
     content = join(html_table(head, body, caption=table.about), el("ul", *(el("li", note) for note in notes)))
     title, about = (f"{table.title} of the paper", "The paper's figures beside ours") if table.columns else (table.title, table.about)
-    page = document(title, about, [("table", table.title, content)], f"{table.command}.")
+    page = document(title, about, [("table", table.title, content)], f"with {table.command}.")
     write_atomically(paths[2], page)
     return paths
 

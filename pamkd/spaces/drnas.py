@@ -88,6 +88,7 @@ class DrNasTopology(Dirichlet, NasBench201):
 
 
 def concentration(alphas: Tensor) -> Tensor:
+    """elu(alpha) + 1, the parameters of the Dirichlet distributions, above 0."""
     return F.elu(alphas) + 1
 
 

@@ -45,11 +45,15 @@ class Moment:
 
 
 class Output(NamedTuple):
+    """What a network says of a batch."""
+
     logits: Tensor  # [n, classes]
     embedding: Tensor  # [n, d], the pooled feature before the classifier
 
 
 class Cell(NamedTuple):
+    """A cell of the network and what enters it."""
+
     spec: CellSpec
     reduce_s0: bool  # the previous cell was a reduction: s0 is twice as large as s1
     in_channels: tuple[int, ...]  # of the states that enter
@@ -275,11 +279,12 @@ class Supernet(ABC):
 
         return Output(*self._whole_batch(outputs, images, weights, alphas))
 
-    def stacks_with(self, other: Supernet) -> bool:
+    def stacks_with(self, other: object) -> bool:
         """Whether one call of `forward` computes both networks: they are the same at this moment, and their passes draw nothing."""
-        alike = type(self) is type(other) and self.cells == other.cells and self._eager == other._eager
-        moments = [dataclasses.replace(network.moment, seed=0) for network in (self, other)]
-        return alike and moments[0] == moments[1] and not self.stochastic and not self.moment.columns.synchronised
+        if not isinstance(other, Supernet) or type(self) is not type(other) or self.stochastic or self.moment.columns.synchronised:
+            return False
+        one, two = ((network.cells, network._eager, dataclasses.replace(network.moment, seed=0)) for network in (self, other))
+        return one == two
 
     def _whole_batch(self, part: Callable[..., tuple[Tensor, ...]], images: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         """part(this column's images, *parameters) [n, ...] -> of all images, with the dimension of weight sets that parameters have."""
@@ -332,8 +337,7 @@ class Supernet(ABC):
         return s1
 
     def _relu_conv_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        # The operation has a kernel on the CPU alone; elsewhere its composition would take the statistics too, which nobody reads here.
-        if self._composed or x.device.type != "cpu":
+        if self._composed:
             return self.moment.columns.batch_norm(F.conv2d(F.relu(x), weight))
         return relu_conv_norm(x, None, weight)[0]
 
