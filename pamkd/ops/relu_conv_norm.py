@@ -13,6 +13,7 @@ from pamkd.ops import relu_conv_norm_cuda
 from pamkd.ops._checks import check_integers, check_numbers, check_sets, check_tensors
 from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
 from pamkd.ops.mixed_cell import KERNEL_DTYPES
+from pamkd.ops.mixed_cell_cuda import accumulated
 from pamkd.reference import relu_conv_norm as reference
 
 define(
@@ -64,12 +65,8 @@ def relu_conv_norm(
     _check(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
     fused = x.dtype in KERNEL_DTYPES.get(x.device.type, (x.dtype,)) and has_kernel("relu_conv_norm", x)
     if x.dim() == 5 and (not fused or on_cpu(x)):
-        layers = [
-            relu_conv_norm(
-                *(t if t is None else t[m] for t in (x, depthwise, pointwise, weight, bias)), stride=stride, dilation=dilation, eps=eps
-            )
-            for m in range(len(x))
-        ]
+        each = zip(*(len(x) * [None] if t is None else t for t in (x, depthwise, pointwise, weight, bias)), strict=True)
+        layers = [relu_conv_norm(*tensors, stride=stride, dilation=dilation, eps=eps) for tensors in each]
         y, mean, variance = (torch.stack(results) for results in zip(*layers, strict=True))
         return y, mean, variance
     if not fused:
@@ -98,7 +95,8 @@ def _check(
         raise ValueError(f"relu_conv_norm: eps is {eps}; needed is a positive number")
     if x.dim() == 5:
         check_sets("relu_conv_norm", [x, pointwise, *(tensor for tensor in given.values() if tensor is not None)])
-        x, depthwise, pointwise, weight, bias = (t if t is None else t[0] for t in (x, depthwise, pointwise, weight, bias))
+        x, pointwise = x[0], pointwise[0]
+        depthwise, weight, bias = (t if t is None else t[0] for t in (depthwise, weight, bias))
     if x.dim() != 4:
         raise ValueError(f"relu_conv_norm: x has shape {tuple(x.shape)}; needed is [n, c, h, w] or [m, n, c, h, w]")
     c = x.shape[1]
@@ -127,7 +125,7 @@ def _(x, depthwise, pointwise, weight, bias, stride, dilation, eps):
     if not on_cpu(x):
         shape, statistics = relu_conv_norm_cuda.sizes(x, pointwise, stride)
         rows = relu_conv_norm_cuda.maps_of(x.new_empty(shape), x)
-        return rows, x.new_empty(0), x.new_empty(statistics, dtype=relu_conv_norm_cuda.accumulated(x.dtype))
+        return rows, x.new_empty(0), x.new_empty(statistics, dtype=accumulated(x.dtype))
     n, _, h, w = x.shape
     h, w = (h + stride - 1) // stride, (w + stride - 1) // stride
     y = x.new_empty(n, h, w, pointwise.shape[0]).permute(0, 3, 1, 2)

@@ -121,6 +121,7 @@ class Supernet(ABC):
         self.moment = Moment()
         self.lay_out()
         self._eager = False
+        self._mixtures: tuple[Tensor, ...] | None = None
 
     def lay_out(self) -> None:
         """Describe the cells and their weights, as the attributes say."""
@@ -187,6 +188,12 @@ class Supernet(ABC):
         """This supernet as it is in one step of a search."""
         twin = copy.copy(self)
         twin.moment = moment
+        return twin
+
+    def with_mixtures(self, mixtures: tuple[Tensor, ...]) -> Supernet:
+        """This supernet with these mixtures in the place of what `sample` would make of any architecture."""
+        twin = copy.copy(self)
+        twin._mixtures = mixtures
         return twin
 
     def random(self, *names: str | int) -> torch.Generator:
@@ -283,6 +290,8 @@ class Supernet(ABC):
         """Whether one call of `forward` computes both networks: they are the same at this moment, and their passes draw nothing."""
         if not isinstance(other, Supernet) or type(self) is not type(other) or self.stochastic or self.moment.columns.synchronised:
             return False
+        if self._mixtures is not None or other._mixtures is not None:
+            return False
         one, two = ((network.cells, network._eager, dataclasses.replace(network.moment, seed=0)) for network in (self, other))
         return one == two
 
@@ -309,7 +318,8 @@ class Supernet(ABC):
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
-        last = self._states(views, self.sample(alphas), images)
+        mixtures = self.sample(alphas) if self._mixtures is None else self._mixtures
+        last = self._states(views, mixtures, images)
         if self.affine_tail:
             last = F.relu(self._affine_norm(last, views, "lastact.0"))
         return last
