@@ -23,7 +23,7 @@ from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.folder import CHECKPOINT, continued, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
-from pamkd.runs.numerics import with_numerics
+from pamkd.runs.numerics import check_device, with_numerics
 from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import EvaluationOutput, multiply_adds, share_batches
@@ -356,6 +356,7 @@ class _State:
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """`pamkd evaluate`: load dataset and genotype, train and test with each seed, write the folder and print the result."""
+    check_device(config.device)
     genotype = find_genotype(config)
     train, test = (
         load_dataset(config.dataset, config.data, train=part, image_size=config.image_size, download=config.download)

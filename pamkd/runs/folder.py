@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pamkd.distributed import Mesh
 from pamkd.runs import checkpoint
-from pamkd.runs.logs import write_json
+from pamkd.runs.logs import naming, write_json
 from pamkd.runs.manifest import launchers, manifest
 from pamkd.runs.options import CONFIG_NAME, RunOptions, save_config
 
@@ -29,7 +29,8 @@ def open_folder(config: RunOptions, facts: dict[str, Any]) -> None:
                 f"{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another --out"
             )
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MANIFEST, manifest(config.device) | facts)
     save_config(config, folder / CONFIG_NAME)
 

@@ -20,6 +20,7 @@ from pamkd.runs.interrupt import seconds_of
 from pamkd.runs.logs import write_atomically
 
 CONFIG_NAME = "config.yaml"  # in a run folder
+OF_THE_COMMAND = ("resume", "overwrite")  # what a command does with the folder: no part of what is saved there
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
 FREE = (
@@ -153,7 +154,9 @@ def first_difference(config: Any, saved: Mapping[str, Any], free: Sequence[str] 
 
 
 def save_config(config: Any, path: Path) -> None:
-    write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Write the options as YAML, in one step."""
+    options = {name: value for name, value in to_dict(config).items() if name not in OF_THE_COMMAND}
+    write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def as_arguments(kind: type, values: dict[str, Any], where: str) -> list[str]:
-    """Options as command-line words, so that a file's values are checked exactly as typed ones are."""
+    """Options as command-line words, so that a file's values are checked exactly as typed ones are. Raises ValueError for unknown ones."""
     fields = {_option(field): field for field in dataclasses.fields(kind)}
     words: list[str] = []
     for name, value in values.items():
@@ -192,24 +195,37 @@ def parse(kind: type, argv: Sequence[str], presets: Mapping[str, Any], prog: str
     """A configuration from the command line: a preset, then a YAML file (`--config`), then the options given.
 
     `about` is what `--help` says of the command, by default what the options' class says of itself.
-    With `--resume` the saved configuration of the run in `--out` takes the place of the preset.
+    With `--resume` the saved configuration of the run in `--out` takes the place of the preset. Raises ValueError or OptionError for
+    what cannot be used, and SystemExit, after a text, as the command-line parser does.
     """
     argv = list(argv)
     preset, config = _take(argv, "--preset"), _take(argv, "--config")
     if preset is not None and preset not in presets:
         raise ValueError(f"unknown preset {preset!r}; known are {', '.join(presets)}")
     words: list[str] = []
-    if "--resume" in argv and "--out" in argv[:-1]:
-        saved = Path(argv[argv.index("--out") + 1]) / CONFIG_NAME
+    out = value_of(argv, "--out")
+    if "--resume" in argv and out is not None:
+        saved = Path(out) / CONFIG_NAME
         if not saved.is_file():
             raise ValueError(f"--resume: there is no run in {saved.parent} ({CONFIG_NAME} is missing); start it without --resume")
-        words += as_arguments(kind, read_config(saved), str(saved))
+        values = {name: value for name, value in read_config(saved).items() if name not in OF_THE_COMMAND}
+        words += as_arguments(kind, values, str(saved))
     if config is not None:
         words += as_arguments(kind, read_config(Path(config)), f"configuration file {config}")
     description = f"{about or kind.__doc__}\n\n"
     description += f"Also: --preset NAME ({', '.join(presets)}) and --config FILE.yaml, which options given here override."
     description += f" The defaults below are those of the preset {preset}." if preset else ""
     return tyro.cli(kind, args=words + argv, default=presets[preset] if preset else kind(), prog=prog, description=description)
+
+
+def value_of(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option among the words of a command line, None where it is not given."""
+    for i, word in enumerate(argv):
+        if word == option and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(option + "="):
+            return word.split("=", 1)[1]
+    return None
 
 
 def _take(argv: list[str], option: str) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pamkd.runs import bundle
 from pamkd.runs.config import SearchConfig
-from pamkd.runs.numerics import numerics
+from pamkd.runs.numerics import check_device, numerics
 from pamkd.runs.options import as_arguments, parse
 from pamkd.runs.search import build_supernet
 from pamkd.runs.search_state import SearchState, Step
@@ -40,6 +40,7 @@ def replay(config: ReplayConfig) -> tuple[str, bool]:
         changed = {"device": config.device or options.device, "threads": config.threads or options.threads}
         options = dataclasses.replace(options, **changed)
         meta["config"] |= changed
+        check_device(options.device)
         state = SearchState(options, build_supernet(options, meta["classes"], meta["image_channels"]))
         state.restore(tensors, meta)
         state.method.begin_epoch(state.epoch, options.epochs)

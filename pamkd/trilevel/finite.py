@@ -31,6 +31,7 @@ class Note:
     after: int
 
     def check(self, value: float) -> None:
+        """Raises Diverged where the value is not finite or beyond the limit."""
         if not abs(value) <= self.limit:
             what = f"the {self.term} of learner {self.learner} in {self.where} is {value:.6g}"
             raise Diverged(f"{what}: the search diverged; lower the learning rate or the clipping norm", self.after)
@@ -62,6 +63,7 @@ class Watch:
         self._values: list[Tensor] = []
 
     def loss(self, value: Tensor, learner: int, where: str) -> None:
+        """A scalar, which may not be larger than `LARGEST_LOSS` either."""
         self._see(value, Note("loss", learner, where, LARGEST_LOSS, self._exchanges()))
 
     def term(self, values: Sequence[Tensor], term: str, learner: int, where: str) -> None:

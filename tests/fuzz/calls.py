@@ -15,7 +15,7 @@ from pamkd.reference import flat_update, mixed_cell, relu_conv_norm
 from pamkd.reference import stencils as reference_stencils
 from pamkd.reference.cell_spec import OPERATIONS as CANDIDATES
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import Disturbance
+from pamkd.reference.disturbance import Disturbance
 
 
 class Operation(NamedTuple):
@@ -119,18 +119,8 @@ def _composed(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec:
 
 def _disturbed(r: random.Random) -> list:
     *tensors, spec = _cell(r, noise=True)
-    s0 = tensors[0]
-    n, _, h, w = s0.shape
-    noise, masks = {}, {}
-    for edge, names in enumerate(spec.candidates):
-        stride = 2 if spec.reduction else 1  # every state has the nodes' size but the inputs of a reduction cell
-        values = torch.randn(n, spec.op_channels, h // stride, w // stride, dtype=s0.dtype)
-        if "noise" in names:
-            noise[edge] = values
-        if "skip_connect" in names and spec.stride(edge) == 1 and r.random() < 0.5:
-            masks[edge] = values.abs()
-    edge_masks = torch.rand(spec.edges, n, 1, 1, 1, dtype=s0.dtype) if r.random() < 0.5 else None
-    return [*tensors, spec, Disturbance(noise, masks, edge_masks)]
+    probabilities = [r.choice([0.0, 0.3, 0.9]) for _ in range(2)]
+    return [*tensors, spec, Disturbance(r.getrandbits(64), *probabilities, r.choice([0, 5]))]
 
 
 def _of_keywords(function: Callable, *names: str) -> Callable:

@@ -41,9 +41,6 @@ def exact(value: Any) -> Any:
         return value.double() if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):
         return type(value)(map(exact, value))
-    if hasattr(value, "edge_masks"):
-        masks = None if value.edge_masks is None else exact(value.edge_masks)
-        return type(value)({e: exact(v) for e, v in value.noise.items()}, {e: exact(v) for e, v in value.skip_masks.items()}, masks)
     return value
 
 

@@ -111,3 +111,9 @@ def test_bfloat16_gradients_are_near_those_of_float32():
     for grad, other in zip(grads, others, strict=True):
         assert other.dtype == torch.float32
         assert F.cosine_similarity(grad.flatten(), other.flatten(), 0) > 0.95
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here(device, pictures):
+    with pytest.raises(OptionError, match=f"device is '{device}': .* device"):
+        Search(device=device).run(*pictures)
