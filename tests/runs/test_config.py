@@ -85,6 +85,12 @@ def test_bad_files(tmp_path, text, message):
         ({"method": "mkd", "warmup_v_epochs": 3}, "warmup_v_epochs is 3: needed is 0: method mkd has no weights V"),
         ({"method": "okddip"}, "learners is 2: needed is 3 or more for okddip with a leader"),
         ({"transfer": "logits"}, "transfer is 'logits': needed is one of grs"),
+        # Of types that the command line lets nobody give.
+        ({"precision": "float16"}, "precision is 'float16': needed is one of float32, bfloat16"),
+        ({"epochs": 2.5}, "epochs is 2.5: needed is a whole number"),
+        ({"group_pairs": True}, "group_pairs is True: needed is a whole number or None"),
+        ({"out": "runs/x"}, "out is 'runs/x': needed is a pathlib.Path or None"),
+        ({"space_options": ["partial=2"]}, "space_options is \\['partial=2'\\]: needed is a tuple, each entry a string"),
     ],
 )
 def test_bad_values(options, message):
