@@ -47,7 +47,7 @@ def test_search_prints_what_it_found(whole):
 
 
 def test_a_reader_that_has_enough_is_no_error():
-    code = "import sys; from pamkd import cli; cli.COMMANDS['doctor'] = (lambda argv: print('x' * 10**6), ''); cli.main(['doctor'])"
+    code = "from pamkd import cli; cli.COMMANDS['doctor'] = (lambda argv: print('x' * 10**6), ''); exit(cli.main(['doctor']))"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
