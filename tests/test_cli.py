@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from pamkd import cli
+
 SMALL = "--epochs 2 --channels 2 --cells 3 --batch-size 64 --group-pairs 8 --no-tensorboard --threads 1 --log-every 1"
 
 
@@ -53,6 +55,16 @@ def test_a_reader_that_has_enough_is_no_error():
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_an_interrupt_that_no_run_waits_for_is_one_sentence(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", (interrupted, ""))
+    assert cli.main(["doctor"]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("pamkd: interrupted") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
