@@ -163,7 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in DISTRIBUTED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         print(f"pamkd: {words[0]} runs in one process: start it without torchrun ({', '.join(DISTRIBUTED)} use it)", file=sys.stderr)
         return 2
+    from pamkd.distributed import is_main_process
     from pamkd.runs.errors import USER_ERRORS, Interrupted
+    from pamkd.trilevel.finite import Diverged
 
     try:
         return COMMANDS[words[0]][0](words[1:])
@@ -177,5 +179,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except USER_ERRORS as error:
-        print(f"pamkd: {error}", file=sys.stderr)
+        if is_main_process() or not isinstance(error, Diverged):  # all processes say the same of a step that diverged
+            print(f"pamkd: {error}", file=sys.stderr)
         return 2

@@ -331,6 +331,8 @@ def _images_below(folder: Path) -> list[Path]:
                 if entry.is_dir():
                     walk(entry.path, above | {here})
                 elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
+                    if not entry.is_file() and os.path.exists(entry.path):  # reading it might wait for ever
+                        raise ValueError(f"image {entry.path} is a pipe, a socket or a device, no file: remove it")
                     found.append(Path(entry.path))
 
     if folder.is_dir():

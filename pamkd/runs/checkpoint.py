@@ -81,7 +81,7 @@ def _take(path: Path, take: Callable[[dict[str, Tensor], dict[str, Any]], T]) ->
         return take(*found)
     except CheckpointError:
         raise
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"checkpoint {path} does not hold what this run needs ({what}): it belongs to another") from error
 

@@ -233,7 +233,7 @@ class _State:
         self.loss_sum = self.seconds = 0.0
 
     def train(self, images: Tensor, labels: Tensor) -> float:
-        """One step. Raises Diverged before a weight changes when the loss is not finite."""
+        """One step. Raises Diverged before a weight changes when the loss or the gradient is not finite."""
         config, seed = self.config, self.config.seeds[self.place]
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(self.epoch)
@@ -245,21 +245,24 @@ class _State:
         total = loss
         if output.auxiliary is not None:
             total = loss + config.auxiliary * F.cross_entropy(output.auxiliary, labels, label_smoothing=config.label_smoothing)
-        value = total.item()
-        if not math.isfinite(value):
-            where = f"with seed {seed} in epoch {self.epoch} step {self.step}"
-            raise Diverged(f"the training loss is {value} {where}: lower the learning rate or the clipping norm")
+        value = self._finite("training loss", total)
         self.optimizer.zero_grad()
         total.backward()
         self._sum_columns()
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        self._finite("norm of the gradient", torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip or math.inf))
         self.optimizer.step()
         self.step += 1
         self.images += len(labels)
         self.loss_sum += loss.item() * len(labels)
         self.correct += int((output.logits.argmax(1) == labels).sum())
         return value
+
+    def _finite(self, term: str, value: Tensor) -> float:
+        number = value.item()
+        if not math.isfinite(number):
+            where = f"with seed {self.config.seeds[self.place]} in epoch {self.epoch} step {self.step}"
+            raise Diverged(f"the {term} is {number} {where}: lower the learning rate or the clipping norm")
+        return number
 
     @torch.no_grad()
     def _sum_columns(self) -> None:

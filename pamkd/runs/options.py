@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal
 
 import tyro
@@ -80,6 +83,8 @@ class RunOptions:
     """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():  # the command line has seen to it, the library's users may not
+            self.require(_is(getattr(self, name), kind), name, _words(kind))
         self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
         self.require(self.threads > 0 or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
         alone = not (self.download and started_with_others())
@@ -101,6 +106,31 @@ class RunOptions:
         """Raise OptionError, naming the option and its value, unless the condition holds."""
         if not condition:
             raise OptionError(f"{name} is {getattr(self, name)!r}: needed is {what}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type that options have."""
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    if outer is Literal:
+        return isinstance(value, str) and value in inner
+    if outer in (typing.Union, UnionType):
+        return any(_is(value, part) for part in inner)
+    if outer is tuple:
+        return isinstance(value, tuple) and all(_is(part, inner[0]) for part in value)
+    return isinstance(value, {int: Integral, float: Real}.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
+
+
+def _words(kind: Any) -> str:
+    """A type of options in words."""
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    if outer is Literal:
+        return f"one of {', '.join(inner)}"
+    if outer in (typing.Union, UnionType):
+        return " or ".join(map(_words, inner))
+    if outer is tuple:
+        return f"a tuple, each entry {_words(inner[0])}"
+    simple = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", Path: "a pathlib.Path", NoneType: "None"}
+    return simple[kind]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

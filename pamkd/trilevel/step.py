@@ -279,18 +279,18 @@ class TriLevelStep:
         who[i] is the place of learners[i] among all K, lessons[i] what it is taught, inputs[i][0] its weights or its architecture; further
         inputs belong to the lesson. Teaching on the training batch shares its pass.
         """
-
         shared = self.teaching.batch == "train"
-        students = {i: lesson for i, lesson in enumerate(lessons) if lesson is not None}
+        taught_by = {i: lesson for i, lesson in enumerate(lessons) if lesson is not None}
+        students = list(taught_by)
 
         def taught(i: int, output: Output, name: str) -> Tensor:
-            return self._taught(who[i], learners[i], weights[i], output, students[i], name + suffix)
+            return self._taught(who[i], learners[i], weights[i], output, taught_by[i], name + suffix)
 
         def train_terms(i: int, loss: Tensor, output: Output) -> list[Tensor]:
             return [loss, taught(i, output, "w_train")] if shared and i in students else [loss]
 
         def taught_terms(j: int, loss: Tensor, output: Output) -> list[Tensor]:
-            return [taught(list(students)[j], output, "w_taught")]
+            return [taught(students[j], output, "w_taught")]
 
         by = inputs if shared else [some[:1] for some in inputs]
         ran = self.passes.run("w_train" + suffix, learners, weights, train, by, train_terms)
