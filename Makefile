@@ -82,7 +82,6 @@ release-check: dist
 	rm -rf build/release && $(PYTHON) -m venv build/release/tools
 	build/release/tools/bin/pip install --quiet --disable-pip-version-check twine pip-audit
 	build/release/tools/bin/twine check --strict dist/*
-	build/release/tools/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip
 	for archive in dist/*.whl dist/*.tar.gz; do \
 	  rm -rf build/release/clean && $(PYTHON) -m venv build/release/clean && \
 	  build/release/clean/bin/pip install --quiet --disable-pip-version-check -r requirements.txt && \
@@ -90,6 +89,7 @@ release-check: dist
 	  (cd build/release && clean/bin/pamkd doctor && \
 	    clean/bin/pamkd search --preset demo --epochs 1 --channels 2 --cells 3 --out smoke --overwrite) || exit 1; \
 	done
+	build/release/tools/bin/pip-audit --strict --requirement requirements.txt --no-deps --disable-pip
 
 clean:
 	rm -rf .venv build dist *.egg-info pamkd/*.so

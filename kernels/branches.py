@@ -45,7 +45,7 @@ REGISTERS = 255  # of a thread: left to itself, ptxas spills a few rather than h
 
 @triton.jit
 def whole(channels, VECTOR: tl.constexpr):
-    """A multiple of VECTOR in a form that shows it to the compiler, which takes no hint on what is chosen by a condition."""
+    """A multiple of VECTOR in a form that shows it: `tl.multiple_of` tells the compiler nothing of what is chosen by a condition."""
     return channels // VECTOR * VECTOR
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pamkd.ops import mixed_cell_cuda
 from pamkd.ops._checks import check_cell, check_sets, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
+from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
@@ -60,7 +60,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     if s0.dtype not in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) or not has_kernel("mixed_cell", s0) or _must_be_composed(s0, spec):
         if s0.dim() == 5:
             return torch.stack([reference.mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
-        return reference.mixed_cell(s0, s1, weights, mix, spec).movedim(1, -1).contiguous().movedim(-1, 1)  # channels_last, in vmap too
+        return channels_last(reference.mixed_cell(s0, s1, weights, mix, spec))
     if s0.dim() == 5 and on_cpu(s0):
         return torch.stack([mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
@@ -92,7 +92,7 @@ def _lanes(spec: CellSpec) -> int:
 
 
 @torch.library.register_fake("pamkd::mixed_cell_forward", lib=LIB)
-def _(s0, s1, weights, mix, spec, keep):
+def fake_forward(s0, s1, weights, mix, spec, keep):
     cell = CellSpec.decode(spec)
     if not on_cpu(s0):
         nodes, halves, statistics = mixed_cell_cuda.sizes(s0, cell)
@@ -110,7 +110,7 @@ def _(s0, s1, weights, mix, spec, keep):
 
 
 @torch.library.register_fake("pamkd::mixed_cell_backward", lib=LIB)
-def _(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0, need_s1, need_weights, need_mix):
+def fake_backward(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0, need_s1, need_weights, need_mix):
     state = s0.movedim(-3, -1).shape
     state0, state1 = (s0.new_empty(state).movedim(-1, -3) if need else s0.new_empty(0) for need in (need_s0, need_s1))
     return state0, state1, s0.new_empty(weights.shape if need_weights else 0), s0.new_empty(mix.shape if need_mix else 0)
@@ -153,7 +153,7 @@ def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: Ce
         s0, s1, weights, mix = _each(s0, s1, weights, mix)[0]
     check_cell("mixed_cell", s0, s1, weights, mix, spec)
     if any("noise" in names for names in spec.candidates):
-        raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
+        raise ValueError("mixed_cell: `noise` is drawn: use pamkd.ops.disturbed_cell")
 
 
 def _example() -> tuple[Any, ...]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pamkd.ops import relu_conv_norm_cuda
 from pamkd.ops._checks import check_integers, check_numbers, check_sets, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
+from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
 from pamkd.ops.mixed_cell import KERNEL_DTYPES
+from pamkd.ops.mixed_cell_cuda import accumulated
 from pamkd.reference import relu_conv_norm as reference
 
 define(
@@ -64,19 +65,15 @@ def relu_conv_norm(
     _check(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
     fused = x.dtype in KERNEL_DTYPES.get(x.device.type, (x.dtype,)) and has_kernel("relu_conv_norm", x)
     if x.dim() == 5 and (not fused or on_cpu(x)):
-        layers = [
-            relu_conv_norm(
-                *(t if t is None else t[m] for t in (x, depthwise, pointwise, weight, bias)), stride=stride, dilation=dilation, eps=eps
-            )
-            for m in range(len(x))
-        ]
+        each = zip(*(len(x) * [None] if t is None else t for t in (x, depthwise, pointwise, weight, bias)), strict=True)
+        layers = [relu_conv_norm(*tensors, stride=stride, dilation=dilation, eps=eps) for tensors in each]
         y, mean, variance = (torch.stack(results) for results in zip(*layers, strict=True))
         return y, mean, variance
     if not fused:
         y, mean, variance = reference.relu_conv_norm(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-        return y.movedim(1, -1).contiguous().movedim(-1, 1), mean, variance  # channels_last, in vmap too
+        return channels_last(y), mean, variance
     y, _, statistics = torch.ops.pamkd.relu_conv_norm_forward(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-    mean, _, variance = statistics.detach().reshape(3, *x.shape[:-4], -1)[..., : y.shape[-3]]
+    mean, _, variance = statistics.detach().view(3, *x.shape[:-4], -1)[..., : y.shape[-3]]
     return y, mean, variance
 
 
@@ -98,7 +95,8 @@ def _check(
         raise ValueError(f"relu_conv_norm: eps is {eps}; needed is a positive number")
     if x.dim() == 5:
         check_sets("relu_conv_norm", [x, pointwise, *(tensor for tensor in given.values() if tensor is not None)])
-        x, depthwise, pointwise, weight, bias = (t if t is None else t[0] for t in (x, depthwise, pointwise, weight, bias))
+        x, pointwise = x[0], pointwise[0]
+        depthwise, weight, bias = (t if t is None else t[0] for t in (depthwise, weight, bias))
     if x.dim() != 4:
         raise ValueError(f"relu_conv_norm: x has shape {tuple(x.shape)}; needed is [n, c, h, w] or [m, n, c, h, w]")
     c = x.shape[1]
@@ -127,7 +125,7 @@ def _(x, depthwise, pointwise, weight, bias, stride, dilation, eps):
     if not on_cpu(x):
         shape, statistics = relu_conv_norm_cuda.sizes(x, pointwise, stride)
         rows = relu_conv_norm_cuda.maps_of(x.new_empty(shape), x)
-        return rows, x.new_empty(0), x.new_empty(statistics, dtype=relu_conv_norm_cuda.accumulated(x.dtype))
+        return rows, x.new_empty(0), x.new_empty(statistics, dtype=accumulated(x.dtype))
     n, _, h, w = x.shape
     h, w = (h + stride - 1) // stride, (w + stride - 1) // stride
     y = x.new_empty(n, h, w, pointwise.shape[0]).permute(0, 3, 1, 2)
@@ -161,13 +159,11 @@ torch.library.register_autograd("pamkd::relu_conv_norm_forward", _backward, setu
 
 
 @torch.library.register_vmap("pamkd::relu_conv_norm_forward", lib=LIB)
-def _(info, dims, x, depthwise, pointwise, weight, bias, *options):
+def _(info, dims, x, depthwise, pointwise, weight, bias, stride, dilation, eps):
     sets = weight_sets(info.batch_size, dims, x, depthwise, pointwise, weight, bias)
-    if not on_cpu(x):
-        return torch.ops.pamkd.relu_conv_norm_forward(*sets, *options), (0, None, 1)
-    each = ([None if t is None else t[m] for t in sets] for m in range(info.batch_size))
-    layers = [torch.ops.pamkd.relu_conv_norm_forward(*tensors, *options) for tensors in each]
-    return tuple(torch.stack(results) for results in zip(*layers, strict=True)), (0, 0, 0)
+    y, mean, variance = relu_conv_norm(*sets, stride=stride, dilation=dilation, eps=eps)
+    # What lies between mean and variance is for the backward pass, which the call within keeps it for.
+    return (y, y.new_empty(0), torch.stack([mean, mean, variance], 1)), (0, None, 0)
 
 
 deny_double_backward("pamkd::relu_conv_norm_backward", "use pamkd.reference.relu_conv_norm.relu_conv_norm")

@@ -56,13 +56,15 @@ def test_agrees_over_the_device_code(name):
     assert_agrees(run(ops.mixed_cell, there(tensors, torch.float32), SPECS[name]), truth, 1e-4)
 
 
-def test_sets_of_weights_share_a_call():
+@pytest.mark.parametrize("within_vmap", [False, True])
+def test_sets_of_weights_share_a_call(within_vmap):
     spec = SPECS["reduction"]
     sets = [make(spec, 2, 4, 4, seed=seed) for seed in range(2)]
     together = [torch.stack([t.detach() for t in tensors]).requires_grad_() for tensors in zip(*sets, strict=True)]
     cotangent = torch.randn(2, 2, spec.out_channels, 2, 2, dtype=torch.float64)
     alone = [run(reference.mixed_cell, tensors, spec, g) for tensors, g in zip(sets, cotangent, strict=True)]
-    assert_agrees(run(ops.mixed_cell, there(together), spec, cotangent), [torch.stack(of) for of in zip(*alone, strict=True)])
+    call = torch.vmap(ops.mixed_cell, (0, 0, 0, 0, None)) if within_vmap else ops.mixed_cell
+    assert_agrees(run(call, there(together), spec, cotangent), [torch.stack(of) for of in zip(*alone, strict=True)])
 
 
 def test_only_the_gradients_that_are_asked_for():
