@@ -175,10 +175,18 @@ def compiled(launch: Launch, chip: Chip) -> Resources:
         found.problems.append(f"{shared} bytes of shared memory do not fit in {chip.shared_per_block}")
     if found.kernel in ON_MATRIX_INSTRUCTIONS and found.matrix == "none":
         found.problems.append("no matrix instruction")
-    wide = READING_WIDE.get(found.kernel)
-    if (wide in launch.aligned or dict(launch.constants).get(wide, 1) != 1) and not found.wide_access:
+    if reads_wide(launch, found.kernel) and not found.wide_access:
         found.problems.append("no access of 16 bytes")
     return found
+
+
+def reads_wide(launch: Launch, kernel: str) -> bool:
+    """Whether a kernel of `READING_WIDE` can: a block of a cell's maps must also have so many numbers for each thread."""
+    constants = dict(launch.constants)
+    if "VECTOR" not in constants:
+        return READING_WIDE.get(kernel) in launch.aligned
+    each = constants["BLOCK"] * constants["TILE"] // (32 * dict(launch.options)["num_warps"])
+    return kernel in READING_WIDE and 1 < constants["VECTOR"] <= each
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
