@@ -166,7 +166,7 @@ def block_of(tile: int, vector: int) -> int:
     """Pixels of a block: eight numbers of each map per thread, more spill registers; half of that where channels are read one by one."""
     if tile == 16:
         return 64
-    return 16 if tile > 32 and vector == 1 else 32
+    return 16 if vector == 1 else 32
 
 
 def warps_of(tile: int) -> int:

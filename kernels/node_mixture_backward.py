@@ -269,7 +269,7 @@ class Backward:
                 self.table, *self.maps, self.weights, self.mix, self.kept, grad, self.sums, self.pieces, self.maps_out,
                 *self._shape(grad_pitch), self.chunk_pixels, first, each, convolutions, self.branches, self.mix.shape[1], self.piece,
                 BLOCK=16 if self.tile > 16 else 64 if self.vector > 1 else 32, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
-                PRECISION=self.precision, ROWS=16 if self.weights.element_size() > 2 else min(self.tile, 32), SINGLE=self.c <= self.tile,
+                PRECISION=self.precision, ROWS=16, SINGLE=self.c <= self.tile,
                 num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
 
