@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pamkd.trilevel.passes import Network
+from pamkd.spaces.supernet import Candidates, Supernet
 
 CHOSEN = 1e4  # softmax of CHOSEN against -CHOSEN is exactly 1 and 0
 INPUTS, KEPT = 2, 2  # states that enter a cell; edges that a path keeps for each node
 
 
-def require_paths(network: Network, alphas: Tensor) -> None:
+def require_paths(network: Supernet, alphas: Tensor) -> None:
     """Raises ValueError unless the space's mixtures of a path are one-hot and edges can be switched off."""
     good = alphas.dim() == 3 and len(alphas) == 2 and all("none" in edge for cell in _names(network) for edge in cell)
     if good:
@@ -26,7 +26,7 @@ def require_paths(network: Network, alphas: Tensor) -> None:
         )
 
 
-def draw_path(network: Network, alphas: Tensor, generator: torch.Generator) -> Tensor:
+def draw_path(network: Supernet, alphas: Tensor, generator: torch.Generator) -> Tensor:
     """Two input edges for each node, evenly; an operation other than none on each by softmax(alphas [2, edges, operations])."""
     path = torch.full_like(alphas, -CHOSEN)
     for cell, names in enumerate(_names(network)):
@@ -41,7 +41,7 @@ def draw_path(network: Network, alphas: Tensor, generator: torch.Generator) -> T
     return path
 
 
-def path_cost(network: Network, path: Tensor) -> int:
+def path_cost(network: Supernet, path: Tensor) -> int:
     """Weights of the convolutions that a path keeps, in all cells."""
     names, chosen = _names(network), path.argmax(2).tolist()
     return sum(
@@ -58,7 +58,7 @@ def _cost(name: str, c: int, reduction: bool) -> int:
     return c * c if name == "skip_connect" and reduction else 0
 
 
-def _names(network: Network) -> list[tuple[tuple[str, ...], ...]]:
+def _names(network: Supernet) -> list[Candidates]:
     return [network.candidates(reduction) for reduction in (False, True)]
 
 

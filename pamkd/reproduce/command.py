@@ -60,7 +60,8 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
     if not rows:
         raise ValueError(f"no row of {config.what} matches {' '.join(config.rows)}; rows are {', '.join(row.key for row in table.rows)}")
     root = config.out / (f"{config.scale}-images" if scale.dataset == "folder" else config.scale)
-    units, missing = [], []
+    units: list[Unit] = []
+    missing: list[str] = []
     for row in rows:
         try:
             units += _units(config, scale, row, root)
@@ -70,7 +71,7 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         if config.list:
             print(f"{'done   ' if unit.done else 'to run '} {unit.row.key} {unit.column} seed {unit.seed}: {unit.commands()}")
         elif not unit.done:
-            print(f"{config.what} {unit.row.key} {unit.column} seed {unit.seed}: {unit.search.out}", file=sys.stderr, flush=True)
+            print(f"{config.what} {unit.row.key} {unit.column} seed {unit.seed}: {unit.search.folder}", file=sys.stderr, flush=True)
             unit.run()
     for sentence in missing:
         print(f"left out: {sentence}", file=sys.stderr)
@@ -88,14 +89,13 @@ def _scale(config: ReproduceConfig) -> Scale:
 
 
 def _units(config: ReproduceConfig, scale: Scale, row: Row, root: Path) -> Sequence[Unit]:
-    where = {"data": config.data, "threads": config.threads}
     return [
         Unit.of(
             row,
             column,
             seed,
-            search_config(scale, row, column, seed, **where),
-            evaluation_config(scale, row, column, seed, **where),
+            search_config(scale, row, column, seed, config.data, config.threads),
+            evaluation_config(scale, row, column, seed, config.data, config.threads),
             root,
         )
         for column in columns(scale, row)

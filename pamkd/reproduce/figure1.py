@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pamkd.data import Augment, Batches, derived_seed, generator, halves, load_dataset
 from pamkd.methods.afd import Afd
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.pamkd import Pamkd
 from pamkd.methods.second_kdcl import SecondKdcl
 from pamkd.methods.second_mkd import SecondMkd
@@ -36,7 +37,7 @@ from pamkd.spaces.supernet import Supernet
 from pamkd.transfer.grs import GroupRelativeSimilarity
 from pamkd.transfer.pseudo_labels import PseudoLabels
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner, Lesson, Teaching
+from pamkd.trilevel.step import Lesson, Teaching
 
 
 @dataclass
@@ -51,7 +52,7 @@ class SecondAfd(TwoSets):
 
         return Teaching(PseudoLabels(self.temperature), self.temperature**2, before, "train")
 
-    def start(self, learners: Sequence[Learner]) -> None:
+    def start(self, learners: Sequence[SupernetLearner]) -> None:
         self._pairs = [Afd(seed=k) for k in range(len(learners))]
         for pair, learner in zip(self._pairs, learners, strict=True):
             pair.start([learner, learner])
@@ -60,10 +61,10 @@ class SecondAfd(TwoSets):
         for pair in self._pairs:
             pair.begin_epoch(epoch, epochs)
 
-    def finish_step(self, learners: Sequence[Learner], train: Batch) -> None:
+    def finish_step(self, learners: Sequence[SupernetLearner], train: Batch) -> None:
         """V_{k-1} enters each step as it is; what AFD makes of it is thrown away."""
         for k, pair in enumerate(self._pairs):
-            teacher = Learner.create(learners[k - 1].network, learners[k - 1].alphas.detach(), learners[k - 1].v, learners[k - 1].v)
+            teacher = SupernetLearner.create(learners[k - 1].network, learners[k - 1].alphas.detach(), learners[k - 1].v, learners[k - 1].v)
             pair.finish_step([teacher, learners[k]], train)
 
 
@@ -119,17 +120,16 @@ def _run(size: Size, seed: int) -> dict[str, list[float]]:
     learners = []
     for k in range(LEARNERS):
         alphas = network.init_alphas(generator(seed, "alphas", k))
-        learners.append(Learner.create(network, alphas, *(network.init_weights(generator(seed, name, k)) for name in "vw")))
+        v, w = (network.init_weights(generator(seed, name, k)) for name in "vw")
+        learners.append(SupernetLearner.create(network, alphas, v, w))
     total = size.epochs * len(train)
     parts = Pamkd().parts
     for step, (batch, _) in enumerate(_steps(train, valid, total)):
-        lr = cosine(size.lr, 0.0, step, total)
-        for k, learner in enumerate(learners):
-            if k != WEAK or step < total // 10:
-                parts.train_v(learner, batch, lr)
+        trained = [learner for k, learner in enumerate(learners) if k != WEAK or step < total // 10]
+        parts.train_v(trained, batch, cosine(size.lr, 0.0, step, total))
     found = {"before": [_accuracy(network, learner.v, learner.alphas, check) for learner in learners]}
     for name, kind in METHODS.items():
-        taught = [Learner.create(network, learner.alphas.detach().clone(), learner.v, learner.w) for learner in learners]
+        taught = [SupernetLearner.create(network, learner.alphas.detach().clone(), learner.v, learner.w) for learner in learners]
         method = (kind or Pamkd)()
         method.start(taught)
         parts = method.parts
@@ -137,8 +137,7 @@ def _run(size: Size, seed: int) -> dict[str, list[float]]:
             if not step % len(train):
                 method.begin_epoch(step // len(train), size.epochs)
             lesson = _lesson(parts, taught, batch, other, derived_seed(seed, "groups", step)) if kind else None
-            for k, learner in enumerate(taught):
-                parts.train_w(k, learner, batch, other, lesson, cosine(size.lr, 0.0, step, total))
+            parts.train_w(taught, batch, other, lesson, range(LEARNERS) if lesson else (), cosine(size.lr, 0.0, step, total))
             if isinstance(method, SecondAfd):
                 method.finish_step(taught, batch)
         found[name] = [_accuracy(network, learner.w, learner.alphas, check) for learner in taught]
@@ -150,7 +149,7 @@ def _steps(train: Batches, valid: Batches, total: int) -> Any:
     return ((Batch(*a), Batch(*b)) for _, (a, b) in zip(range(total), pairs, strict=False))
 
 
-def _lesson(parts: Any, learners: list[Learner], train: Batch, valid: Batch, seed: int) -> Lesson:
+def _lesson(parts: Any, learners: list[SupernetLearner], train: Batch, valid: Batch, seed: int) -> Lesson:
     context = parts.teaching.transfer.draw(train if parts.teaching.batch == "train" else valid, seed)
     with torch.no_grad():
         return Lesson.of(parts.measure(learners, train, valid, context), context)
@@ -196,9 +195,9 @@ def _bars(means: dict[str, list[float]], learners: Sequence[str]) -> Markup:
     width, height, floor, left = 760, 260, 220, 36
     step = (width - left) / len(means)
     parts = [text(2, 14, "test accuracy (%)", class_="unit")]
-    for value in range(0, 101, 20):
-        y = floor - 2 * value * 0.95
-        parts += [el("path", d=f"M{left} {y:.1f}H{width}", class_="rule"), text(left - 6, y + 4, value, text_anchor="end")]
+    for mark in range(0, 101, 20):
+        y = floor - 2 * mark * 0.95
+        parts += [el("path", d=f"M{left} {y:.1f}H{width}", class_="rule"), text(left - 6, y + 4, mark, text_anchor="end")]
     for i, (name, values) in enumerate(means.items()):
         for k, value in enumerate(values):
             x, bar = left + step * (i + 0.15) + k * step * 0.24, 2 * value * 0.95

@@ -58,8 +58,8 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | N
         raise ValueError(f"{row.key}: this version has no search space {row.space}; it has {', '.join(SPACES)}")
     if row.method not in METHODS:
         raise ValueError(f"{row.key}: this version has no method {row.method}; it has {', '.join(METHODS)}")
-    options = {"space": row.space, "method": row.method, "order": "first", "seed": seed, "threads": threads, "tensorboard": False}
-    options |= row.options
+    options: dict[str, Any] = {"space": row.space, "method": row.method, "order": "first", "seed": seed}
+    options |= {"threads": threads, "tensorboard": False} | row.options
     if scale.dataset is not None:
         options |= {"dataset": scale.dataset, "data": data} | CHANNELS.get(row.space, {})
         stages = getattr(SPACES[row.space], "stages", 1)  # each takes the same number of epochs
@@ -76,6 +76,8 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | N
 
 def evaluation_config(scale: Scale, row: Row, column: str, seed: int, data: Path | None, threads: int) -> EvaluateConfig:
     name = evaluate_presets.preset_of(row.space, "digits" if column == "folder" else column)
+    if name is None:
+        raise ValueError(f"{row.key}: there is no preset for an evaluation on {column}")
     preset = evaluate_presets.PRESETS[name]
-    options = {"seeds": (seed,), "threads": threads, "dataset": column}
+    options: dict[str, Any] = {"seeds": (seed,), "threads": threads, "dataset": column}
     return dataclasses.replace(preset, **scale.evaluation | options | ({"data": data} if data is not None else {}))
