@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pamkd.methods.method import SupernetLearner
 from pamkd.methods.one_set import OneSet
-from pamkd.methods.paths import draw_path, path_cost, require_paths
+from pamkd.methods.paths import along, draw_path, path_cost
 from pamkd.trilevel.passes import Batch
 
 ACCURACY_LEAD = 0.05  # with which a path enters the board whatever it costs
@@ -22,15 +22,17 @@ META_CLIP = 1.0
 
 @dataclass
 class Cream(OneSet):
-    """CE(mixed supernet) + (1 / 2) [rho SCE(q_b, z_a) + (2 - rho) CE(z_a)]: paths a, drawn anew, and b, of a board, share W.
+    """CE(mixed supernet) + weight / 2 [rho SCE(q_b, z_a) + (2 - rho) CE(z_a)]: paths a, drawn anew, and b, of a board, share W.
 
     The board keeps the `board_size` best paths by accuracy on their training batch, each with `board_images` images and its
     teacher's predictions q on them. A linear meta network M looks at softmax(z_a) - q on those images; b = argmax M and
     rho = sigmoid(-M_b). Every `meta_every` steps M learns from what a step of W along rho SCE on the batch's first images
     does to CE on the next ones. Before epoch `cream_start` (None: 20 / 120 of all, as Peng et al.) and while the board is empty
-    a path learns from labels alone. Paths do not depend on the architecture parameters, which follow the mixed supernet as in DARTS.
+    a path learns from labels alone, with `weight`. Paths do not depend on the architecture parameters, which follow the mixed supernet as
+    in DARTS; Peng et al. have no mixed supernet, so the weight is this library's.
     """
 
+    weight: float = 1.0
     board_size: int = 10
     board_images: int = 4
     meta_every: int = 60
@@ -45,7 +47,6 @@ class Cream(OneSet):
         self._board: list[dict[str, Tensor]] = []
 
     def start(self, learners: Sequence[SupernetLearner]) -> None:
-        require_paths(learners[0].network, learners[0].alphas)
         size = self.board_images * learners[0].network.classes
         random = torch.Generator().manual_seed(self.seed)
         self._board, self._steps = [], 0
@@ -71,14 +72,14 @@ class Cream(OneSet):
             loss = 0.5 * (rho * F.cross_entropy(logits, soft) + (2 - rho) * loss)
             if self._steps % self.meta_every == 0:
                 self._train_meta(learner, path, soft, train, rho, features[b], lr)
-        ((grad,),) = self.passes.backward("path", [learner], [[loss]], [[w]])
+        ((grad,),) = self.passes.backward("path", [learner], [[self.weight * loss]], [[w]])
         if self._open:
             self._admit(learner, path, logits.detach(), soft, train)
         return [grad]
 
     def _logits(self, name: str, learner: SupernetLearner, w: Tensor, path: Tensor, images: Tensor) -> Tensor:
         self.passes.forwards[name] += 1
-        return learner.network.forward(w, path, images).logits
+        return along(learner.network, path).forward(w, learner.alphas.detach(), images).logits
 
     @torch.no_grad()
     def _features(self, learner: SupernetLearner, path: Tensor) -> Tensor:

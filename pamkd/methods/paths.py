@@ -1,70 +1,63 @@
-"""Discrete paths through a supernet of DARTS cells, as architecture parameters whose mixtures are one-hot."""
+"""Single paths through a supernet: one operation on each edge that is kept, as mixtures of zeros and ones."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from pamkd.spaces.supernet import Candidates, Supernet
+from pamkd.reference.cell_spec import WeightSlice
+from pamkd.spaces.supernet import Cell, Supernet
 
-CHOSEN = 1e4  # softmax of CHOSEN against -CHOSEN is exactly 1 and 0
-INPUTS, KEPT = 2, 2  # states that enter a cell; edges that a path keeps for each node
-
-
-def require_paths(network: Supernet, alphas: Tensor) -> None:
-    """Raises ValueError unless the space's mixtures of a path are one-hot and edges can be switched off."""
-    good = alphas.dim() == 3 and len(alphas) == 2 and all("none" in edge for cell in _names(network) for edge in cell)
-    if good:
-        path = draw_path(network, alphas.detach(), torch.Generator().manual_seed(0))
-        good = all(bool(((mix == 0) | (mix == 1)).all()) for mix in network.mixtures(path))
-    if not good:
-        raise ValueError(
-            "method cream draws single paths and needs a space of softmax mixtures with the operation none on every edge: take darts"
-        )
+KEPT = 2  # edges that enter each node of a cell with two inputs
 
 
 def draw_path(network: Supernet, alphas: Tensor, generator: torch.Generator) -> Tensor:
-    """Two input edges for each node, evenly; an operation other than none on each by softmax(alphas [2, edges, operations])."""
-    path = torch.full_like(alphas, -CHOSEN)
-    for cell, names in enumerate(_names(network)):
-        for edges in _nodes(len(names)):
-            kept = {edges[i] for i in torch.randperm(len(edges), generator=generator)[:KEPT].tolist()}
+    """[types of cell, edges, operations] of 0 and 1; each operation is drawn by the architecture's own mixtures.
+
+    Two edges are kept for each node, evenly drawn, with an operation other than none; cells with one input (NAS-Bench-201) keep all
+    edges, `none` among the operations, as their genotypes do.
+    """
+    path = torch.stack([torch.zeros_like(mix) for mix in network.mixtures(alphas)])
+    for kind, mix in enumerate(network.mixtures(alphas)):
+        spec, names = _cell_of(network, kind).spec, network.candidates(bool(kind))
+        for node in range(spec.nodes):
+            edges = [edge for edge in range(spec.edges) if spec.node(edge) == node]
+            if spec.inputs == 2:
+                kept = {edges[i] for i in torch.randperm(len(edges), generator=generator)[:KEPT].tolist()}
+                edges = [edge for edge in edges if edge in kept]
             for edge in edges:
-                none = names[edge].index("none")
-                shares = alphas[cell, edge].softmax(0).cpu()
-                shares[none] = 0.0
-                operation = int(torch.multinomial(shares, 1, generator=generator)) if edge in kept else none
-                path[cell, edge, operation] = CHOSEN
+                shares = mix[edge].double().cpu()
+                if spec.inputs == 2 and "none" in names[edge]:
+                    shares[names[edge].index("none")] = 0.0
+                path[kind, edge, int(torch.multinomial(shares, 1, generator=generator))] = 1.0
     return path
+
+
+def along(network: Supernet, path: Tensor) -> Supernet:
+    """The network of this path alone. What bypasses the operations of a kept edge (partial channels) has the weight 1."""
+    tables = []
+    for kind, mix in enumerate(path):
+        spec = _cell_of(network, kind).spec
+        rest = mix.new_zeros(len(mix), spec.columns - mix.shape[1])
+        if spec.partial > 1:
+            rest[:, -1] = mix.sum(1)
+        tables.append(torch.cat([mix, rest], 1))
+    return network.with_mixtures(tuple(tables))
 
 
 def path_cost(network: Supernet, path: Tensor) -> int:
     """Weights of the convolutions that a path keeps, in all cells."""
-    names, chosen = _names(network), path.argmax(2).tolist()
-    return sum(
-        _cost(names[cell.spec.reduction][edge][operation], cell.spec.channels, cell.spec.reduction)
-        for cell in network.cells
-        for edge, operation in enumerate(chosen[cell.spec.reduction])
-    )
+    kept = path.tolist()
+    return sum(int(kept[cell.spec.reduction][p.edge][p.op]) * p.size for cell in network.cells for p in _operations(network, cell))
 
 
-def _cost(name: str, c: int, reduction: bool) -> int:
-    match = re.fullmatch(r"(sep|dil)_conv_(\d)x\d", name)
-    if match:
-        return (2 if match[1] == "sep" else 1) * (int(match[2]) ** 2 * c + c * c)
-    return c * c if name == "skip_connect" and reduction else 0
+def _operations(network: Supernet, cell: Cell) -> Iterator[WeightSlice]:
+    """Weights of the candidates, without those of operations that help beside them."""
+    names = network.candidates(cell.spec.reduction)
+    return (piece for piece in cell.spec.weights if piece.op < len(names[piece.edge]))
 
 
-def _names(network: Supernet) -> list[Candidates]:
-    return [network.candidates(reduction) for reduction in (False, True)]
-
-
-def _nodes(edges: int) -> Iterator[list[int]]:
-    """The edges that enter each node: 2, 3, 4, ..."""
-    start, width = 0, INPUTS
-    while start < edges:
-        yield list(range(start, start + width))
-        start, width = start + width, width + 1
+def _cell_of(network: Supernet, kind: int) -> Cell:
+    return next(cell for cell in network.cells if cell.spec.reduction == bool(kind))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +64,8 @@ class Disturbance:
 
     def edge_mask(self, edge: int, like: Tensor) -> Tensor:
         """Factors [n, 1, 1, 1] of the edge for the images of a tensor [n, ...]: 0, or 1 / (1 - drop_path)."""
-        words = philox([0, 0, self._images(like), 3 * edge + PATH], self.seed)
-        return _factors(words[0], self.drop_path).to(like.dtype)[:, None, None, None]
+        counter: list[Tensor | int] = [0, 0, self._images(like), 3 * edge + PATH]
+        return _factors(philox(counter, self.seed)[0], self.drop_path).to(like.dtype)[:, None, None, None]
 
     def _images(self, like: Tensor) -> Tensor:
         return torch.arange(self.first, self.first + len(like), device=like.device)
@@ -73,11 +74,11 @@ class Disturbance:
         """[n, c, pixels / 4, 4], of as many whole fours of pixels as there are pixels."""
         _, c, h, w = like.shape
         fours, channels = (torch.arange(count, device=like.device) for count in (-(-h * w // 4), c))
-        words = philox([fours, channels[:, None], self._images(like)[:, None, None], 3 * edge + use], self.seed)
-        return torch.stack(torch.broadcast_tensors(*words), -1)
+        counter: list[Tensor | int] = [fours, channels[:, None], self._images(like)[:, None, None], 3 * edge + use]
+        return torch.stack(torch.broadcast_tensors(*philox(counter, self.seed)), -1)
 
 
-def philox(counter: list[Tensor | int], key: int) -> list[Tensor]:
+def philox(counter: Sequence[Tensor | int], key: int) -> list[Tensor]:
     """Philox4x32-10: four words of random bits as a function of a counter of four words and a key of 64 bits.
 
     Words are int64 tensors from 0 to 2^32 - 1, of shapes that broadcast. Source: Salmon et al., Parallel Random Numbers: As Easy as

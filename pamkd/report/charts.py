@@ -84,6 +84,24 @@ def _labels(values: Sequence[float]) -> list[str]:
     return [f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}" for value in values]
 
 
+def y_axis(bottom: float, top: float, *, whole: bool = False) -> tuple[float, float, list[float], list[str]]:
+    """An axis from a round number at or below `bottom` to one at or above `top`: its ends, its ticks, and their names."""
+    y_ticks = ticks(bottom, top, 5, whole=whole)
+    step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else top - bottom
+    bottom, top = math.floor(bottom / step + 1e-9) * step, math.ceil(top / step - 1e-9) * step
+    y_ticks = ticks(bottom, top, round((top - bottom) / step), whole=whole)
+    return bottom, top, y_ticks, _labels(y_ticks)
+
+
+def rules(unit: str, levels: Sequence[tuple[float, str]], left: float, right: float) -> list[Markup]:
+    """The unit above and, at each height, a rule across the chart with its name."""
+    parts: list[Markup] = [text(2, 14, unit, class_="unit")]
+    for y, name in levels:
+        parts.append(el("path", d=f"M{left:.1f} {y:.1f}H{right}", class_="rule"))
+        parts.append(text(left - 6, y + 4, name, text_anchor="end"))
+    return parts
+
+
 def line_chart(
     title: str,
     unit: str,
@@ -108,11 +126,7 @@ def line_chart(
     if top - bottom <= 1e-12 * max(1.0, abs(top)):
         pad = abs(top) * 0.1 or 0.5
         bottom, top = (bottom if low == bottom else bottom - pad), top + pad
-    y_ticks = ticks(bottom, top, 5, whole=whole)
-    step = y_ticks[1] - y_ticks[0] if len(y_ticks) > 1 else top - bottom
-    bottom, top = math.floor(bottom / step + 1e-9) * step, math.ceil(top / step - 1e-9) * step
-    y_ticks = ticks(bottom, top, round((top - bottom) / step), whole=whole)
-    names = _labels(y_ticks)
+    bottom, top, y_ticks, names = y_axis(bottom, top, whole=whole)
     left, right, upper, lower = 14 + CHARACTER * max(map(len, names)), WIDTH - 12, 30, height - 38
 
     def px(x: float) -> float:
@@ -121,10 +135,7 @@ def line_chart(
     def py(y: float) -> float:
         return lower + (upper - lower) * (y - bottom) / (top - bottom)
 
-    parts: list[Markup] = [text(2, 14, unit, class_="unit")]
-    for value, name in zip(y_ticks, names, strict=True):
-        parts.append(el("path", d=f"M{left:.1f} {py(value):.1f}H{right}", class_="rule"))
-        parts.append(text(left - 6, py(value) + 4, name, text_anchor="end"))
+    parts = rules(unit, [(py(value), name) for value, name in zip(y_ticks, names, strict=True)], left, right)
     x_ticks = ticks(0, end, 6, whole=True)
     for value in x_ticks:
         parts.append(el("path", d=f"M{px(value):.1f} {lower}v4", class_="axis"))
@@ -166,10 +177,11 @@ def _story(line: Line) -> str:
     return f"from {significant(known[0])} to {significant(known[-1])}, lowest {significant(min(known))}, highest {significant(max(known))}"
 
 
-def legend(entries: Sequence[tuple[str, int]], moments: str = "") -> Markup:
+def legend(entries: Sequence[tuple[str, int]], moments: str = "", *, solid: bool = False) -> Markup:
+    """Names with their colours and, unless `solid`, dashes."""
     items = []
     for name, style in entries:
-        dash = DASHES[style % len(DASHES)] or None
+        dash = None if solid else DASHES[style % len(DASHES)] or None
         swatch = el("path", d="M1 6H25", class_=f"line c{style % COLORS}", stroke_dasharray=dash)
         items.append(el("li", el("svg", swatch, viewBox="0 0 26 12", width=26, height=12, aria_hidden="true"), name))
     if moments:

@@ -31,12 +31,14 @@ def comparison(runs: Sequence[Run]) -> str:
         ("architectures", "Architectures", join(*architectures)),
         ("options", "Options that differ", _options(names, runs)),
     ]
-    return document(f"{len(runs)} searches compared", " · ".join(names), sections, "pamkd report --compare.")
+    return document(f"{len(runs)} searches compared", " · ".join(names), sections, "with pamkd report --compare.")
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the folders, as many as it takes to tell them apart."""
+    """The last parts of the folders, as many as it takes to tell them apart; without those at the end that all share."""
     parts = [folder.resolve().parts for folder in folders]
+    while len(set(parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):

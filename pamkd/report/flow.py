@@ -28,6 +28,9 @@ def knowledge_flow(run: Run) -> Markup:
     charts = []
     pairs = [(k, j) for k in range(count) for j in range(count) if j != k]
     high = max((w[k][j] or 0.0 for w in weights for k, j in pairs), default=0.0)
+    method = run.config.get("method", "pamkd")
+    if not high and method not in INTRO:
+        return el("p", f"With the method {method} nobody teaches.", class_="none")
     for k in range(count):
         lines = [
             Line(f"learner {j}", [(row["epoch"] + 1, w[k][j]) for row, w in zip(run.epochs, weights, strict=True)], j)
@@ -42,7 +45,7 @@ def knowledge_flow(run: Run) -> Markup:
     note = "Teacher → student; " + ("" if len(chosen) == len(run.epochs) else f"{len(chosen)} of {len(run.epochs)} epochs shown; ")
     note += "light: seldom, strong: in every step."
     charts.append(heat_map("How often they teach", "% of steps", [Panel("", rows, values)], epochs, low=0, high=100, note=note))
-    intro = INTRO.get(run.config.get("method", "pamkd"), "Weights with which the method lets learners teach each other.")
+    intro = INTRO.get(method, "Weights with which the method lets learners teach each other.")
     return join(el("p", intro), _flow_table(weights, shares, high), el("div", *charts, class_="grid"))
 
 

@@ -43,7 +43,7 @@ def document(title: str, about: str, parts: Iterable[Section], source: str) -> s
         el("title", f"pamkd: {title}"),
         el("style", Markup(style())),
     )
-    top = el("header", el("h1", title), el("p", about, class_="soft"), links)
+    top = el("header", el("h1", title), el("p", about, class_="soft"), *([links] if len(sections) > 1 else []))
     foot = el("footer", f"Written by pamkd {__version__} {source} This page loads nothing from anywhere.")
     text = "<!doctype html>\n" + el("html", el("head", *head), el("body", top, el("main", *body), foot), lang="en") + "\n"
     # Character references: the page reads the same whatever encoding a file system or a web server assumes.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 from pamkd.reproduce.figure1 import figure1
@@ -28,7 +27,7 @@ class ReproduceConfig:
     what: tyro.conf.Positional[str]
     """table1 to table6, or figure1 to figure3."""
     scale: Literal["paper", "small", "smoke"] = "small"
-    """The paper's setting; a few minutes on digits; or a test."""
+    """The paper's setting; a minute a run on digits; or a test."""
     rows: tuple[str, ...] = ("*",)
     """Patterns of the rows to run, such as 'darts/*' or '*/mkd'; --list names them."""
     seeds: tuple[int, ...] = ()
@@ -47,19 +46,20 @@ class ReproduceConfig:
 
 def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run what is missing and write the table. Raises ValueError for an unknown table or row; returns the files written."""
+    scale = _scale(config)
+    root = config.out / config.scale
+    if scale.dataset == "folder" and config.data is not None:
+        root = config.out / f"{config.scale}-{config.data.resolve().name}"
     if config.what == "figure1":
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        return figure1(config.scale, config.out, config.seeds)
+        return figure1(config, root)
     if config.what not in TABLES:
         raise ValueError(f"{config.what!r} is no table or figure that can be reproduced; those are {', '.join(TABLES)} and figure1")
-    table, scale = TABLES[config.what], _scale(config)
+    table = TABLES[config.what]
     rows = [row for row in table.rows if any(fnmatch.fnmatchcase(row.key, pattern) for pattern in config.rows)]
     if config.space is not None:
         rows = [dataclasses.replace(row, space=config.space) for row in rows]
     if not rows:
         raise ValueError(f"no row of {config.what} matches {' '.join(config.rows)}; rows are {', '.join(row.key for row in table.rows)}")
-    root = config.out / (f"{config.scale}-images" if scale.dataset == "folder" else config.scale)
     units: list[Unit] = []
     missing: list[str] = []
     for row in rows:

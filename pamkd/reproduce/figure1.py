@@ -3,34 +3,40 @@
 Three initial models V are trained by themselves, the second for a tenth of the steps. Then fresh W are trained for the same
 number of steps, taught by these V, which stay as they are: by nobody, as in MKD, KDCL and AFD (each by the V before it), and as in
 PAMKD, with its own lambda, a tenth of it, and the mean over pairs of groups. Architectures stand still. Accuracies are on the test images.
+The paper states neither dataset nor how weak its learner 2 was; at the scale `paper` this takes CIFAR-100 and the search of Sec. 4.2.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 import json
-import statistics
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pamkd.data import Augment, Batches, derived_seed, generator, halves, load_dataset
+from pamkd.data import Batches, derived_seed, generator, halves, load_dataset
 from pamkd.methods.afd import Afd
 from pamkd.methods.method import SupernetLearner
 from pamkd.methods.pamkd import Pamkd
 from pamkd.methods.second_kdcl import SecondKdcl
 from pamkd.methods.second_mkd import SecondMkd
 from pamkd.methods.two_sets import TwoSets
-from pamkd.report.charts import figure, image, legend, text
-from pamkd.report.charts import table as html_table
-from pamkd.report.markup import Markup, el, join
-from pamkd.report.page import document
+from pamkd.report.markup import Markup
+from pamkd.reproduce.drawing import bars
+from pamkd.reproduce.paper import Table
 from pamkd.reproduce.statistics import mean_std, paired
-from pamkd.runs.logs import write_atomically, write_json
+from pamkd.reproduce.units import digest
+from pamkd.reproduce.write import write_files
+from pamkd.runs.augmentation import augmentations
+from pamkd.runs.config import SearchConfig
+from pamkd.runs.logs import write_json
 from pamkd.runs.schedule import cosine
 from pamkd.spaces.darts import Darts
 from pamkd.spaces.supernet import Supernet
@@ -82,71 +88,155 @@ METHODS: dict[str, Callable[[], TwoSets] | None] = {
 
 @dataclass(frozen=True)
 class Size:
+    dataset: Literal["digits", "cifar100", "folder"]
     epochs: int
     channels: int
+    cells: int
     seeds: tuple[int, ...]
+    lr: float
     batch: int = 64
-    lr: float = 0.05
+    image_size: int | None = None
 
 
-SIZES = {"small": Size(6, 4, tuple(range(5))), "smoke": Size(1, 2, (0, 1))}
+SIZES = {
+    "paper": Size("cifar100", 50, 16, 8, tuple(range(10)), 0.025),
+    "small": Size("digits", 6, 4, 3, tuple(range(5)), 0.05),
+    "smoke": Size("digits", 1, 2, 3, (0, 1), 0.05),
+}
 
 
-def figure1(scale: str, out: Path, seeds: tuple[int, ...] = ()) -> list[Path]:
-    """Run what is missing and write figure1.md, .csv and .html; one JSON file for each seed is kept."""
-    if scale not in SIZES:
-        raise ValueError(f"figure1 has the scales {', '.join(SIZES)}, not {scale}: the paper does not state its setting")
-    size, found = SIZES[scale], {}
-    for seed in seeds or size.seeds:
-        path = out / scale / "figure1" / f"seed-{seed}.json"
-        found[seed] = json.loads(path.read_text()) if path.is_file() else {}
-        if set(found[seed]) != {"before", *METHODS}:  # not run yet, or by a version with other methods
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found[seed] = _run(size, seed)
-            write_json(path, found[seed])
-    return _write(out / scale, found)
+@dataclass(frozen=True)
+class Trial:
+    """One seed: the initial models once, then fresh weights for each method. What is done is in `path`, a JSON file."""
+
+    size: Size
+    data: Path | None
+    seed: int
+    path: Path
+
+    @classmethod
+    def of(cls, scale: str, data: Path | None, seed: int, root: Path) -> Trial:
+        size, folder = SIZES[scale], root / "figure1"
+        if size.dataset == "digits" and data is not None:
+            size = dataclasses.replace(size, dataset="folder", image_size=16)
+            folder = root / f"figure1-{digest(str(data.resolve()))}"
+        return cls(size, data, seed, folder / f"seed-{seed}.json")
+
+    def done(self) -> dict[str, list[float]]:
+        """Accuracy in % of each learner's V, under "before", and of its W, by who taught."""
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    def run(self, methods: Sequence[str]) -> None:
+        """What is missing of these methods. V are not kept: they come out the same each time."""
+        found = self.done()
+        missing = [name for name in methods if name not in found]
+        if not missing:
+            return
+        scene = Scene.of(self)
+        learners = scene.initial()
+        found["before"] = [scene.accuracy(learner.v, learner.alphas) for learner in learners]
+        for name in missing:
+            found[name] = [scene.accuracy(learner.w, learner.alphas) for learner in scene.taught(learners, METHODS[name])]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, {key: found[key] for key in ("before", *METHODS) if key in found})
 
 
-def _run(size: Size, seed: int) -> dict[str, list[float]]:
-    """Accuracy in % of each learner's V, under "before", and of its W, by who taught."""
-    data, test = (load_dataset("digits", None, train=part) for part in (True, False))
-    augment = Augment(data.mean, data.std)
-    train, valid = (
-        Batches(data.subset(part), None, size.batch, seed=seed, stream=name, augment=augment)
-        for name, part in zip(("train", "valid"), halves(data.labels, seed), strict=True)
-    )
-    check = Batches(test, None, size.batch, seed=seed, stream="test", augment=augment, drop_last=False, shuffle=False)
-    network = Darts(channels=size.channels, cells=3, classes=len(data.classes), image_channels=1)
-    learners = []
-    for k in range(LEARNERS):
-        alphas = network.init_alphas(generator(seed, "alphas", k))
-        v, w = (network.init_weights(generator(seed, name, k)) for name in "vw")
-        learners.append(SupernetLearner.create(network, alphas, v, w))
-    total = size.epochs * len(train)
-    parts = Pamkd().parts
-    for step, (batch, _) in enumerate(_steps(train, valid, total)):
-        trained = [learner for k, learner in enumerate(learners) if k != WEAK or step < total // 10]
-        parts.train_v(trained, batch, cosine(size.lr, 0.0, step, total))
-    found = {"before": [_accuracy(network, learner.v, learner.alphas, check) for learner in learners]}
-    for name, kind in METHODS.items():
-        taught = [SupernetLearner.create(network, learner.alphas.detach().clone(), learner.v, learner.w) for learner in learners]
+def figure1(config: Any, root: Path) -> list[Path]:
+    """List or run a `ReproduceConfig` of figure 1 and write figure1.md, .csv and .html; one JSON file for each seed is kept."""
+    if config.space is not None:
+        raise ValueError(f"figure1 trains DARTS's supernet with architectures that stand still: leave --space {config.space} away")
+    methods = [name for name in METHODS if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in config.rows)]
+    if not methods:
+        raise ValueError(f"no row of figure1 matches {' '.join(config.rows)}; rows are {', '.join(METHODS)}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    trials = [Trial.of(config.scale, config.data, seed, root) for seed in config.seeds or SIZES[config.scale].seeds]
+    for trial in trials:
+        if config.list:
+            done = trial.done()
+            for name in methods:
+                print(f"{'done   ' if name in done else 'to run '} {name} seed {trial.seed}: {_said(trial.size)}")
+        else:
+            print(f"figure1 seed {trial.seed}: {trial.path}", file=sys.stderr, flush=True)
+            trial.run(methods)
+    return _write(root / "figure1", methods, {trial.seed: trial.done() for trial in trials})
+
+
+def _said(size: Size) -> str:
+    network = f"{size.channels} channels, {size.cells} cells"
+    return f"{LEARNERS} learners on {size.dataset}, {network}, {size.epochs} epochs, batches of {size.batch}, learning rate {size.lr}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The data and the network of a trial."""
+
+    seed: int
+    size: Size
+    train: Batches
+    valid: Batches
+    test: Batches
+    network: Supernet
+
+    @classmethod
+    def of(cls, trial: Trial) -> Scene:
+        size, seed = trial.size, trial.seed
+        data, test = (load_dataset(size.dataset, trial.data, train=part, image_size=size.image_size) for part in (True, False))
+        augment, plain = augmentations(SearchConfig(dataset=size.dataset), data)
+        train, valid = (
+            Batches(data.subset(part), None, size.batch, seed=seed, stream=name, augment=augment)
+            for name, part in zip(("train", "valid"), halves(data.labels, seed), strict=True)
+        )
+        check = Batches(test, None, size.batch, seed=seed, stream="test", augment=plain, drop_last=False, shuffle=False)
+        network = Darts(channels=size.channels, cells=size.cells, classes=len(data.classes), image_channels=data.image_shape[0])
+        return cls(seed, size, train, valid, check, network)
+
+    @property
+    def total(self) -> int:
+        return self.size.epochs * len(self.train)
+
+    def lr(self, step: int) -> float:
+        return cosine(self.size.lr, 0.0, step, self.total)
+
+    def steps(self) -> Iterator[tuple[int, Batch, Batch]]:
+        """Number, training batch and validation batch of every step."""
+        pairs = zip(range(self.total), self.train.forever(), self.valid.forever(), strict=False)
+        return ((step, Batch(*a), Batch(*b)) for step, a, b in pairs)
+
+    def initial(self) -> list[SupernetLearner]:
+        """Learners whose V are trained, the weak one's for a tenth of the steps."""
+        learners = []
+        for k in range(LEARNERS):
+            alphas = self.network.init_alphas(generator(self.seed, "alphas", k))
+            v, w = (self.network.init_weights(generator(self.seed, name, k)) for name in "vw")
+            learners.append(SupernetLearner.create(self.network, alphas, v, w))
+        parts = Pamkd().parts
+        for step, batch, _ in self.steps():
+            trained = [learner for k, learner in enumerate(learners) if k != WEAK or step < self.total // 10]
+            parts.train_v(trained, batch, self.lr(step))
+        return learners
+
+    def taught(self, learners: Sequence[SupernetLearner], kind: Callable[[], TwoSets] | None) -> list[SupernetLearner]:
+        """The same learners with W trained and taught by V in this way (None: by nobody)."""
+        taught = [SupernetLearner.create(self.network, learner.alphas.detach().clone(), learner.v, learner.w) for learner in learners]
         method = (kind or Pamkd)()
         method.start(taught)
-        parts = method.parts
-        for step, (batch, other) in enumerate(_steps(train, valid, total)):
-            if not step % len(train):
-                method.begin_epoch(step // len(train), size.epochs)
-            lesson = _lesson(parts, taught, batch, other, derived_seed(seed, "groups", step)) if kind else None
-            parts.train_w(taught, batch, other, lesson, range(LEARNERS) if lesson else (), cosine(size.lr, 0.0, step, total))
+        for step, batch, other in self.steps():
+            if not step % len(self.train):
+                method.begin_epoch(step // len(self.train), self.size.epochs)
+            lesson = _lesson(method.parts, taught, batch, other, derived_seed(self.seed, "groups", step)) if kind else None
+            method.parts.train_w(taught, batch, other, lesson, range(LEARNERS) if lesson else (), self.lr(step))
             if isinstance(method, SecondAfd):
                 method.finish_step(taught, batch)
-        found[name] = [_accuracy(network, learner.w, learner.alphas, check) for learner in taught]
-    return found
+        return taught
 
-
-def _steps(train: Batches, valid: Batches, total: int) -> Any:
-    pairs = zip(train.forever(), valid.forever(), strict=False)
-    return ((Batch(*a), Batch(*b)) for _, (a, b) in zip(range(total), pairs, strict=False))
+    @torch.no_grad()
+    def accuracy(self, weights: Tensor, alphas: Tensor) -> float:
+        right = count = 0
+        for images, labels in self.test.epoch(0):
+            right += int((self.network.forward(weights, alphas, images).logits.argmax(1) == labels).sum())
+            count += len(labels)
+        return 100 * right / count
 
 
 def _lesson(parts: Any, learners: list[SupernetLearner], train: Batch, valid: Batch, seed: int) -> Lesson:
@@ -155,54 +245,23 @@ def _lesson(parts: Any, learners: list[SupernetLearner], train: Batch, valid: Ba
         return Lesson.of(parts.measure(learners, train, valid, context), context)
 
 
-@torch.no_grad()
-def _accuracy(network: Supernet, weights: Tensor, alphas: Tensor, batches: Batches) -> float:
-    right = count = 0
-    for images, labels in batches.epoch(0):
-        right += int((network.forward(weights, alphas, images).logits.argmax(1) == labels).sum())
-        count += len(labels)
-    return 100 * right / count
-
-
-def _write(folder: Path, found: dict[int, dict[str, list[float]]]) -> list[Path]:
+def _write(path: Path, methods: Sequence[str], found: dict[int, dict[str, list[float]]]) -> list[Path]:
+    """path.md, .csv and .html of what is done."""
     names = [f"learner {k + 1}" + (" (weak V)" if k == WEAK else "") for k in range(LEARNERS)]
-    head = ["test accuracy (%)", *names, "difference to nobody, learners 1 and 3"]
-    rows = []
-    for method in ("before", *METHODS):
-        cells = [mean_std([run[method][k] for run in found.values()]) for k in range(LEARNERS)]
+    head = ["test accuracy (%)", *names, "seeds", "difference to nobody, learners 1 and 3"]
+    body, drawn = [], {}
+    for method in ("before", *methods):
+        runs = {seed: done[method] for seed, done in found.items() if method in done}
+        values = [[accuracies[k] for accuracies in runs.values()] for k in range(LEARNERS)]
         difference = "–"
         if method not in ("before", "nobody"):
-            good = [{seed: (run[name][0] + run[name][2]) / 2 for seed, run in found.items()} for name in (method, "nobody")]
+            good = [{s: (d[name][0] + d[name][2]) / 2 for s, d in found.items() if name in d} for name in (method, "nobody")]
             difference = str(paired(*good))
         label = {"before": "V, before", "nobody": "W, taught by nobody"}.get(method, f"W, {method}")
-        rows.append((method, [label, *cells, difference]))
-    body = [row for _, row in rows]
-    lines = ["# Figure 1", "", " ".join(__doc__.split("\n\n")[1].split()), ""]
-    lines += ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
-    lines += ["", f"Mean ± sample standard deviation over {len(found)} seeds; p by exact sign flips, two-sided."]
-    paths = [folder / f"figure1.{suffix}" for suffix in ("md", "csv", "html")]
-    write_atomically(paths[0], "\n".join(lines) + "\n")
-    write_atomically(paths[1], "\n".join(",".join(f'"{cell}"' for cell in row) for row in (head, *body)) + "\n")
-    means = {row[0]: [statistics.mean(run[method][k] for run in found.values()) for k in range(LEARNERS)] for method, row in rows}
-    content = join(_bars(means, names), html_table(head, body))
-    about = "A weak model among those that teach"
-    write_atomically(paths[2], document("Figure 1 of the paper", about, [("bars", about, content)], "pamkd reproduce."))
-    return paths
-
-
-def _bars(means: dict[str, list[float]], learners: Sequence[str]) -> Markup:
-    """Accuracy of each learner, from 0 to 100 %, a group of bars for each row of the table."""
-    width, height, floor, left = 760, 260, 220, 36
-    step = (width - left) / len(means)
-    parts = [text(2, 14, "test accuracy (%)", class_="unit")]
-    for mark in range(0, 101, 20):
-        y = floor - 2 * mark * 0.95
-        parts += [el("path", d=f"M{left} {y:.1f}H{width}", class_="rule"), text(left - 6, y + 4, mark, text_anchor="end")]
-    for i, (name, values) in enumerate(means.items()):
-        for k, value in enumerate(values):
-            x, bar = left + step * (i + 0.15) + k * step * 0.24, 2 * value * 0.95
-            parts.append(el("path", d=f"M{x:.1f} {floor}v{-bar:.1f}h{step * 0.2:.1f}v{bar:.1f}z", class_=f"dot c{k}"))
-        parts.append(text(left + step * (i + 0.5), floor + 16 + 14 * (i % 2), name, text_anchor="middle"))
-    said = "; ".join(f"{name}: {', '.join(f'{value:.1f}' for value in values)}" for name, values in means.items())
-    svg = image(width, height, "Figure 1", f"{said}.", *parts)
-    return figure("Accuracy of each learner", legend([(name, k) for k, name in enumerate(learners)]), svg)
+        body.append([label, *map(mean_std, values), str(len(runs)), difference])
+        if runs:
+            drawn[method] = values
+    about = " ".join(__doc__.split("\n\n")[1].split())
+    note = "Mean ± sample standard deviation over seeds; p by exact sign flips, two-sided."
+    chart = bars("Accuracy of each learner", "test accuracy (%)", drawn, names) if drawn else Markup()
+    return write_files(path, Table("Figure 1 of the paper", about, {}, ()), head, body, [note], chart)

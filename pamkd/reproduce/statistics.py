@@ -34,7 +34,8 @@ class Paired:
             return "–"
         better, worse = (sum(sign * d > 1e-12 for d in self.differences) for sign in (-1, 1))
         ties = len(self.differences) - better - worse
-        return f"{statistics.mean(self.differences):+.2f} ({better} lower, {worse} higher, {ties} equal; p = {self.p:.2f})"
+        equal = f", {ties} equal" if ties else ""
+        return f"{statistics.mean(self.differences):+.2f} ({better} lower, {worse} higher{equal}; p = {self.p:.2f})"
 
 
 def paired(values: dict[int, float], reference: dict[int, float]) -> Paired:

@@ -46,10 +46,13 @@ class Unit:
     @classmethod
     def of(cls, row: Row, column: str, seed: int, search: SearchConfig, evaluation: EvaluateConfig, root: Path) -> Unit:
         """The unit with its folders below `root`, named by what is computed: another row that needs the same run finds it."""
-        what = {"search": _changed(search), "evaluation": _changed(evaluation)}
-        what = {part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in what.items()}
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-        folder = root / f"{row.method}-{row.space}-{search.dataset}-{digest}" / f"seed-{seed}"
+        changed = {"search": _changed(search), "evaluation": _changed(evaluation)}
+        what: dict[str, Any] = {
+            part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in changed.items()
+        }
+        if search.dataset == "folder" and search.data is not None:  # other datasets are the same wherever they lie
+            what["data"] = str(search.data.resolve())
+        folder = root / f"{row.method}-{row.space}-{search.dataset}-{digest(what)}" / f"seed-{seed}"
         return cls(
             row,
             column,
@@ -89,6 +92,11 @@ class Unit:
         """The same by hand."""
         words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in _changed(self.search) if name != "tensorboard")
         return f"pamkd search {words}  &&  pamkd evaluate --run {self.search.folder}"
+
+
+def digest(what: Any) -> str:
+    """Eight letters for a value that JSON can write."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def gather(units: Sequence[Unit]) -> dict[tuple[str, str], list[Measured]]:

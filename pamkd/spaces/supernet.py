@@ -45,11 +45,15 @@ class Moment:
 
 
 class Output(NamedTuple):
+    """What a network says of a batch."""
+
     logits: Tensor  # [n, classes]
     embedding: Tensor  # [n, d], the pooled feature before the classifier
 
 
 class Cell(NamedTuple):
+    """A cell of the network and what enters it."""
+
     spec: CellSpec
     reduce_s0: bool  # the previous cell was a reduction: s0 is twice as large as s1
     in_channels: tuple[int, ...]  # of the states that enter
@@ -99,6 +103,8 @@ class Supernet(ABC):
     ) -> None:
         if channels < 2 or channels % 2:
             raise ValueError(f"channels is {channels}: a supernet needs an even number of at least 2 (FactorizedReduce halves it)")
+        if not isinstance(self.partial, int) or self.partial < 1:
+            raise ValueError(f"partial is {self.partial!r}: needed is a whole number of 1 (all channels) or more")
         if channels % self.partial:
             raise ValueError(f"channels is {channels}: partial channels need a multiple of {self.partial}")
         if cells < self.min_cells:
@@ -115,6 +121,7 @@ class Supernet(ABC):
         self.moment = Moment()
         self.lay_out()
         self._eager = False
+        self._mixtures: tuple[Tensor, ...] | None = None
 
     def lay_out(self) -> None:
         """Describe the cells and their weights, as the attributes say."""
@@ -181,6 +188,12 @@ class Supernet(ABC):
         """This supernet as it is in one step of a search."""
         twin = copy.copy(self)
         twin.moment = moment
+        return twin
+
+    def with_mixtures(self, mixtures: tuple[Tensor, ...]) -> Supernet:
+        """This supernet with these mixtures in the place of what `sample` would make of any architecture."""
+        twin = copy.copy(self)
+        twin._mixtures = mixtures
         return twin
 
     def random(self, *names: str | int) -> torch.Generator:
@@ -273,11 +286,14 @@ class Supernet(ABC):
 
         return Output(*self._whole_batch(outputs, images, weights, alphas))
 
-    def stacks_with(self, other: Supernet) -> bool:
+    def stacks_with(self, other: object) -> bool:
         """Whether one call of `forward` computes both networks: they are the same at this moment, and their passes draw nothing."""
-        alike = type(self) is type(other) and self.cells == other.cells and self._eager == other._eager
-        moments = [dataclasses.replace(network.moment, seed=0) for network in (self, other)]
-        return alike and moments[0] == moments[1] and not self.stochastic and not self.moment.columns.synchronised
+        if not isinstance(other, Supernet) or type(self) is not type(other) or self.stochastic or self.moment.columns.synchronised:
+            return False
+        if self._mixtures is not None or other._mixtures is not None:
+            return False
+        one, two = ((network.cells, network._eager, dataclasses.replace(network.moment, seed=0)) for network in (self, other))
+        return one == two
 
     def _whole_batch(self, part: Callable[..., tuple[Tensor, ...]], images: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         """part(this column's images, *parameters) [n, ...] -> of all images, with the dimension of weight sets that parameters have."""
@@ -302,7 +318,8 @@ class Supernet(ABC):
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
-        last = self._states(views, self.sample(alphas), images)
+        mixtures = self.sample(alphas) if self._mixtures is None else self._mixtures
+        last = self._states(views, mixtures, images)
         if self.affine_tail:
             last = F.relu(self._affine_norm(last, views, "lastact.0"))
         return last
@@ -330,8 +347,7 @@ class Supernet(ABC):
         return s1
 
     def _relu_conv_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        # The operation has a kernel on the CPU alone; elsewhere its composition would take the statistics too, which nobody reads here.
-        if self._composed or x.device.type != "cpu":
+        if self._composed:
             return self.moment.columns.batch_norm(F.conv2d(F.relu(x), weight))
         return relu_conv_norm(x, None, weight)[0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping
@@ -68,10 +67,10 @@ class Grid:
 
     def table(self) -> Table:
         rows = tuple(made for made, _, _ in self.rows())
-        return Table(self.path.stem, f"The sweep of {self.path.name}.", {}, rows, self.reference, command="pamkd sweep")
+        return Table(self.path.stem, f"The sweep of {self.path.name}.", {}, rows, (self.reference,), command="pamkd sweep")
 
     def units(self, root: Path) -> list[Unit]:
-        """One search and evaluation for each row, dataset and seed, in folders below `root`/runs; a folder of images has one of its own.
+        """One search and evaluation for each row, dataset and seed, in folders below `root`/runs.
 
         Raises ValueError where their options do not go together.
         """
@@ -91,10 +90,9 @@ class Grid:
             except (ValueError, OptionError) as error:
                 raise ValueError(f"{where}: {error}") from error
             evaluation = self._evaluation(search, names, where)
-            images = hashlib.sha256(str(search.data).encode()).hexdigest()[:8] if dataset.name == "folder" else ""
             for seed in self.seeds:
                 configs = dataclasses.replace(search, seed=seed), dataclasses.replace(evaluation, seeds=(seed,))
-                units.append(Unit.of(made, dataset.label, seed, *configs, root / "runs" / images))
+                units.append(Unit.of(made, dataset.label, seed, *configs, root / "runs"))
         return units
 
     def _evaluation(self, search: SearchConfig, names: Mapping[str, str], where: str) -> EvaluateConfig:

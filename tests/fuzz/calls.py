@@ -101,6 +101,22 @@ def _cell(r: random.Random, noise: bool = False) -> list:
     return [s0, s1, torch.randn(spec.num_weights, dtype=dtype) * 0.3, torch.rand(edges, spec.columns, dtype=dtype), spec]
 
 
+def _cells(r: random.Random) -> list:
+    """Now and then of two weight sets."""
+    *tensors, spec = _cell(r)
+    if r.random() < 0.7:
+        return [*tensors, spec]
+    return [*(None if x is None else torch.stack([x, 0.5 * x.flip(0)]) for x in tensors), spec]
+
+
+def _composed(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
+    """The reference for each weight set."""
+    if s0.dim() == 4:
+        return mixed_cell.mixed_cell(s0, s1, weights, mix, spec)
+    sets = range(len(s0))
+    return torch.stack([mixed_cell.mixed_cell(s0[m], None if s1 is None else s1[m], weights[m], mix[m], spec) for m in sets])
+
+
 def _disturbed(r: random.Random) -> list:
     *tensors, spec = _cell(r, noise=True)
     probabilities = [r.choice([0.0, 0.3, 0.9]) for _ in range(2)]
@@ -126,6 +142,6 @@ OPERATIONS = {
     "perturb": Operation(ops.perturb, flat_update.perturb, lambda r: [*_vectors(r, 2), 0.01]),
     "stencils": Operation(_of_keywords(stencils, "stride", "pools"), reference_stencils.stencils, _stencils),
     "relu_conv_norm": Operation(_of_keywords(ops.relu_conv_norm, "stride", "dilation", "eps"), relu_conv_norm.relu_conv_norm, _layer),
-    "mixed_cell": Operation(ops.mixed_cell, mixed_cell.mixed_cell, _cell),
+    "mixed_cell": Operation(ops.mixed_cell, _composed, _cells),
     "disturbed_cell": Operation(ops.disturbed_cell, mixed_cell.mixed_cell, _disturbed),
 }

@@ -1,7 +1,8 @@
-"""The example of docs/methods.md runs as printed."""
+"""docs/methods.md: its example runs as printed, its options and defaults are the program's."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 import pamkd
 from pamkd.methods import METHODS
+from pamkd.runs.method import OPTIONS, SHARED
+from pamkd.transfer import TRANSFERS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 
@@ -29,8 +32,14 @@ def test_a_method_of_ones_own():
         METHODS.pop("mean", None)
 
 
-def test_every_method_and_transfer_is_on_the_page():
-    page = PAGE.read_text()
-    from pamkd.transfer import TRANSFERS
-
-    assert all(f"| `{name}` |" in page for name in (*METHODS, *TRANSFERS))
+def test_every_method_and_transfer_is_on_the_page_with_its_options_and_defaults():
+    page, names = PAGE.read_text(), {field: option.replace("_", "-") for option, field in OPTIONS.items()}
+    for name, kind in (METHODS | TRANSFERS).items():
+        (line,) = re.findall(rf"^\| `{name}` \| `\w+\.py`.*$", page, re.M)
+        said = dict(re.findall(r"--([\w-]+)(?: ([^-`\s][^`\s]*))?", line.split("|")[-2]))
+        fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in SHARED and field.name in names}
+        assert set(said) == {names[field].replace("distill-weight", "lambda") for field in fields}, name
+        for field in fields.values():
+            value = said[names[field.name].replace("distill-weight", "lambda")]
+            if field.default not in (None, 0, dataclasses.MISSING):
+                assert value and type(field.default)(value) == field.default, (name, field.name)

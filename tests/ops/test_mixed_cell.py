@@ -38,7 +38,7 @@ def run(function, tensors: list, spec: CellSpec, cotangent: Tensor | None = None
     if cotangent is None:
         cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     leaves = [x for x in tensors if x is not None and x.requires_grad and x.numel()]
-    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent.to(y.dtype), materialize_grads=True)]
+    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent.to(y), materialize_grads=True)]
 
 
 def converted(tensors: list, dtype) -> list:

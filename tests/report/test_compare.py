@@ -46,5 +46,6 @@ def test_evaluations_are_refused(search_run, evaluation_run, tmp_path):
 
 def test_names_are_as_long_as_it_takes(tmp_path):
     assert run_names([tmp_path / "a" / "0", tmp_path / "a" / "1"]) == ["0", "1"]
-    assert run_names([tmp_path / "a" / "0", tmp_path / "b" / "0"]) == ["a/0", "b/0"]
+    assert run_names([tmp_path / "a" / "0", tmp_path / "b" / "0"]) == ["a", "b"]
+    assert run_names([tmp_path / "a" / "0", tmp_path / "b" / "0", tmp_path / "b" / "1"]) == ["a/0", "b/0", "b/1"]
     assert [name[:3] for name in run_names([tmp_path / "a", tmp_path / "a"])] == ["1: ", "2: "]

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import csv
-import itertools
+import json
+import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from pamkd.cli import main
 from pamkd.reproduce import ReproduceConfig, reproduce
 from pamkd.reproduce.neighbours import nearest_rows
-from pamkd.reproduce.paper import C10, C100, TABLES
+from pamkd.reproduce.paper import C10, C100, IMAGENET16, TABLES
 from pamkd.reproduce.scales import SCALES, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
 from pamkd.reproduce.units import Measured
-from pamkd.reproduce.write import cells
+from pamkd.reproduce.write import cells, write_table
 from pamkd.runs.method import method_of
 
 
 def test_rows_of_the_paper():
-    assert [len(TABLES[name].rows) for name in ("table1", "table2", "table3", "table4", "table5", "table6")] == [37, 16, 32, 8, 6, 6]
+    assert [len(TABLES[name].rows) for name in ("table1", "table2", "table3", "table4", "table5", "table6")] == [37, 16, 32, 9, 6, 6]
     figures = {row.key: row.paper for row in TABLES["table1"].rows}
     assert figures["darts/pamkd"] == {C100: "17.61±0.16", C10: "2.38±0.03"} and figures["pdarts/cream"][C10] == "2.65±0.04"
     for name, table in TABLES.items():
@@ -51,6 +54,36 @@ def test_the_paper_scale_is_the_paper():
     evaluation = evaluation_config(SCALES["paper"], rows["darts/pamkd"], C100, 3, None, 0)
     assert (evaluation.epochs, evaluation.channels, evaluation.cells, evaluation.seeds) == (600, 36, 20, (3,))
     assert SCALES["paper"].seeds == tuple(range(10))
+
+
+# Sec. 4.2: lambda of PAMKD; where it says nothing (S1 to S4, ImageNet, NAS-Bench-201) the 0.5 of most.
+LAMBDA = {("pcdarts", C100): 0.1, ("pdarts", C100): 1.0, ("pdarts", C10): 1.0}
+LAMBDA_ONE = ("no-1st", "mkd", "kdcl", "afd", "one", "okddip", "2nd-mkd", "2nd-kdcl", "cream")
+
+
+def test_every_row_at_the_scale_paper():
+    """Learners, lambda, epsilon, R, order and the searched dataset of all rows of all tables and figures."""
+    for name, table in TABLES.items():
+        for row in table.rows:
+            for column in row.paper:
+                search = search_config(SCALES["paper"], row, column, 7, None, 0)
+                evaluation = evaluation_config(SCALES["paper"], row, column, 7, None, 0)
+                method, where = method_of(search), (name, row.key, column)
+                searched = row.options.get("dataset", column)
+                assert search.dataset == evaluation.dataset == "folder" if column == IMAGENET16 else search.dataset == searched, where
+                assert evaluation.dataset == ("folder" if column == IMAGENET16 else column), where
+                assert (search.method, search.seed, search.order, evaluation.seeds) == (row.method, 7, "first", (7,)), where
+                if "/k-" not in row.key and row.key != "darts/plain-2":
+                    assert search.learners == {"plain": 1, "cream": 1, "okddip": 3}.get(row.method, 2), where
+                if row.method == "pamkd":
+                    expected = LAMBDA.get((row.space, searched), 0.5)
+                    assert method.weight == row.options.get("distill_weight", expected), where
+                    if "transfer" not in row.options:
+                        assert (method.transfer.epsilon, method.transfer.group_size, method.transfer.reduction) == (0.01, 5, "sum"), where
+                elif row.method in LAMBDA_ONE:
+                    assert method.weight == 1.0, where
+                if column in (C10, C100) and "nasbench" not in row.space:
+                    assert evaluation.epochs == 600 and search.train_portion == 0.5, where
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +117,23 @@ def test_runs_are_shared_and_not_repeated(smoke, capsys):
     assert capsys.readouterr().out.count("done    darts/") == 4
 
 
+def test_figure3_is_drawn_as_curves(tmp_path):
+    """Means and seeds of each row at their heights; what has not run leaves a gap, and columns that the paper has not are left out."""
+    table = TABLES["figure3"]
+    errors = {"pdarts/lambda-0": (3.0, 5.0), "pdarts/lambda-1": (8.0, 6.0), "darts/k-2": (4.0,), "darts/k-3": (4.0,)}
+    found = {(key, C10): [Measured(i, error, 0.0, 1.0, 5e6, 1.0, 1.0) for i, error in enumerate(seen)] for key, seen in errors.items()}
+    paths = write_table(tmp_path / "figure3", table, (C10,), table.rows, found, [])
+    first, second = re.findall(r"<svg.*?</svg>", paths[2].read_text(), re.S)[:2]
+    assert first.count('r="4"') == 2 and first.count('r="2"') == 4 and second.count('r="4"') == 2
+    assert ">0.1</text>" in first and ">3</text>" in second and "lambda" in first
+    (low, high) = [float(y) for y in re.findall(r'cy="([\d.]+)" r="4"', first)]
+    seeds = [float(y) for y in re.findall(r'cy="([\d.]+)" r="2"', first)]
+    assert low > high and (low - high) / 3 == pytest.approx((seeds[0] - seeds[1]) / 2, abs=0.2), "means are 3 apart, seeds 2"
+    head, *rows = csv.reader(paths[1].open())
+    assert not any(name.startswith("paper") for name in head)
+    assert [row[head.index("difference to lambda-1 or k-2")][:5] for row in rows] == ["-3.00", "–", "–", "–", "–", "–", "–", "–", "+0.00"]
+
+
 def test_top5_errors_stand_beside_those_of_the_paper():
     table = TABLES["table3"]
     key = "pcdarts-imagenet/pamkd"
@@ -107,7 +157,8 @@ def test_list_runs_nothing(tmp_path, capsys):
     [
         ("table9", "'table9' is no table or figure"),
         ("table5 --rows nas/*", "no row of table5 matches nas/*"),
-        ("figure1 --scale paper", "not paper"),
+        ("figure1 --rows ensemble", "no row of figure1 matches ensemble"),
+        ("figure1 --space pdarts", "leave --space pdarts away"),
     ],
 )
 def test_mistakes_are_one_sentence(words, message, tmp_path, capsys):
@@ -119,11 +170,13 @@ def test_statistics():
     assert mean_std([1.0, 2.0, 4.0]) == "2.33±1.53" and mean_std([5.0]) == "5.00" and mean_std([]) == "–"
     found = paired({0: 1.0, 1: 2.0, 2: 5.0}, {1: 3.0, 2: 3.0, 7: 0.0})
     assert found.differences == (-1.0, 2.0)
-    for differences in ((1.0, 2.0, 3.0), (-1.0, 2.0, 0.5, 0.0)):
-        flips = itertools.product((1, -1), repeat=len(differences))
-        sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
-        assert Paired(differences).p == sum(value >= abs(sum(differences)) - 1e-9 for value in sums) / len(sums)
+    for differences in ((1.0, 2.0, 3.0), (-1.0, 2.0, 0.5, 0.0), (-0.3, 0.1, 0.7, -0.2, 0.9, 0.4)):
+        pair = (np.array(differences), np.zeros(len(differences)))
+        exact = stats.permutation_test(pair, lambda a, b, axis: (a - b).mean(axis), permutation_type="samples", n_resamples=np.inf)
+        assert Paired(differences).p == pytest.approx(exact.pvalue)
     assert Paired((1.0,) * 5).p == 2 / 32
+    assert str(Paired((-1.0, 2.0, -4.0))) == "-1.00 (2 lower, 1 higher; p = 0.75)"
+    assert str(Paired((0.0, 2.0))) == "+1.00 (0 lower, 1 higher, 1 equal; p = 1.00)"
 
 
 def test_nearest_rows():
@@ -139,18 +192,27 @@ def test_figure2_shows_neighbours(tmp_path):
         assert picture.size == (9 * 8 * 4 + 2 * 6, 8 * (8 * 4 + 6) - 6)
 
 
-def test_figure1_has_a_bar_for_each_learner(tmp_path):
-    """Before, nobody, MKD, KDCL, AFD and three settings of PAMKD, three learners each, all different; done seeds are kept."""
+def test_figure1_has_a_bar_for_each_learner(tmp_path, capsys):
+    """Before, nobody, MKD, KDCL, AFD and three settings of PAMKD, three learners each, all different; what is done is kept."""
     words = {"scale": "smoke", "seeds": (0,), "out": tmp_path, "threads": 1}
+    reproduce(ReproduceConfig("figure1", **words, rows=("nobody", "pamkd, l*")))
+    few = json.loads((tmp_path / "smoke" / "figure1" / "seed-0.json").read_text())
+    assert list(few) == ["before", "nobody", "PAMKD, lambda 0.05"]
     paths = reproduce(ReproduceConfig("figure1", **words))
+    seed = tmp_path / "smoke" / "figure1" / "seed-0.json"
+    assert few.items() <= json.loads(seed.read_text()).items(), "what was there stays"
     head, *rows = csv.reader(paths[1].open())
-    assert len(head) == 5 and [row[0] for row in rows][:5] == ["V, before", "W, taught by nobody", "W, MKD", "W, KDCL", "W, AFD"]
+    assert len(head) == 6 and [row[0] for row in rows][:5] == ["V, before", "W, taught by nobody", "W, MKD", "W, KDCL", "W, AFD"]
     assert len({tuple(row[1:4]) for row in rows}) == len(rows) == 8
     assert paths[2].suffix == ".html" and paths[2].read_text().count('class="dot c') == 8 * 3
-    seed = tmp_path / "smoke" / "figure1" / "seed-0.json"
     before = seed.stat().st_mtime_ns
     reproduce(ReproduceConfig("figure1", **words))
     assert seed.stat().st_mtime_ns == before
+    assert main(["reproduce", "figure1", "--scale", "smoke", "--seeds", "0", "7", "--list", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("done    ") == 7 and said.count("to run ") == 7 and not seed.with_name("seed-7.json").exists()
+    assert main(["reproduce", "figure1", "--scale", "paper", "--seeds", "0", "--rows", "mkd", "--list", "--out", str(tmp_path)]) == 0
+    assert "3 learners on cifar100, 16 channels, 8 cells, 50 epochs" in capsys.readouterr().out
 
 
 def test_a_folder_of_images_instead_of_digits(tmp_path, capsys):
@@ -159,4 +221,10 @@ def test_a_folder_of_images_instead_of_digits(tmp_path, capsys):
     assert main(["reproduce", "table5", *words, "--data", "pictures"]) == 0
     said = capsys.readouterr().out
     assert "--dataset folder --data pictures --image-size 16" in said and "--channels 12" in said and "--epochs 2" in said
-    assert str(tmp_path / "smoke-images") in said
+    assert str(tmp_path / "smoke-pictures") in said
+    again = [*words, "--data"]
+    folders = set()
+    for place in ("a/pictures", "b/pictures", "a/../b/pictures"):
+        main(["reproduce", "table5", *again, place])
+        folders.add(re.search(r"--run (\S+)", capsys.readouterr().out)[1])
+    assert len(folders) == 2, "two folders of images never share a run"
