@@ -61,7 +61,7 @@ fuzz: install
 	PAMKD_FUZZ=20 $(BIN)/python -m pytest tests/fuzz
 
 docs: install
-	$(BIN)/python -m pdoc --docformat google --math -o build/docs pamkd pamkd.ops pamkd.reference pamkd.data pamkd.spaces pamkd.transfer pamkd.trilevel pamkd.methods pamkd.runs
+	$(BIN)/python docs/api.py build/docs
 
 dist: install
 	rm -rf dist

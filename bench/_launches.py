@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,12 @@ class Count:
     def seconds(self, device: str, column: int) -> float:
         memory, *rates = CHIPS[device]
         return max(self.bytes / memory, self.products / rates[column - 1] + self.others / rates[0])
+
+
+def total(parts: Iterable[tuple[int, Count]]) -> Count:
+    """The sums of counts, each so many times; not by operation."""
+    parts = list(parts)
+    return Count(*(sum(times * getattr(count, name) for times, count in parts) for name in ("launches", "bytes", "products", "others")))
 
 
 def size(value: object) -> int:

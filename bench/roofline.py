@@ -6,7 +6,8 @@ sum that it needs once, and counts all operations that it does, those for maps t
 Both sides take float32, or bfloat16 throughout. A lower bound is the larger of bytes over bandwidth and operations over rate, matrix
 products at the rate of the precision, everything else at that of float32; launches cost nothing in it.
 
-Ours is `pamkd.ops.mixed_cell_cuda`, what `mixed_cell` runs on a GPU; the learners of a step run one after another.
+Ours is `pamkd.ops.mixed_cell_cuda`, what `mixed_cell` runs on a GPU; the passes of one kind in a step, those of all learners and of both
+ends of a difference, are one call of the supernet, whose learners the published composition runs one after another.
 A step is the passes of the schedule in `pamkd.trilevel` where all but the best learner have a teacher, for both sides, and
 leaves out on both what is less than a thousandth of the bytes: the updates, the perturbations and the similarity loss.
 """
@@ -14,6 +15,7 @@ leaves out on both what is less than a thousandth of the bytes: the updates, the
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -26,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from bench import published
 from bench._harness import CHIPS, TERA, Bench
-from bench._launches import Count, Launches, size
+from bench._launches import Count, Launches, size, total
 from pamkd.ops import mixed_cell_cuda
 from pamkd.ops._library import IMPLEMENTATIONS
 from pamkd.spaces.darts import Darts
@@ -36,9 +38,6 @@ OPERATIONS = ("mixed_cell",)
 OURS = {"pamkd::mixed_cell_forward": mixed_cell_cuda.forward, "pamkd::mixed_cell_backward": mixed_cell_cuda.backward}
 PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of CHIPS
 NO_LAUNCH = {"empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like", "detach", "_unsafe_view", "lift_fresh"}
-# Forward and backward passes of a learner per second-order step: 4 with K = 1, where W alone is trained; with K > 1 the best
-# learner needs 8, a taught one 11 (docs/hypergradient.md).
-ALONE, BEST, TAUGHT = 4, 8, 11
 
 
 class Trace(TorchDispatchMode):
@@ -99,15 +98,21 @@ def published_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -
     return traced(lambda: torch.autograd.grad(F.cross_entropy(network(x, alphas), labels), [alphas, *network.parameters()]))
 
 
-def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -> Count:
-    """Forward and backward of the supernet over the cells that run on CUDA."""
+def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype, sets: int = 1) -> Count:
+    """Forward and backward of the supernet over the cells that run on CUDA, for so many weight sets in one call."""
     supernet = Darts(channels=channels, cells=cells)
-    weights, alphas = (torch.empty(*s, device="meta", dtype=dtype, requires_grad=True) for s in ((supernet.num_weights,), (2, 14, 8)))
+    shapes = [(*([sets] if sets > 1 else []), *shape) for shape in ((supernet.num_weights,), (2, 14, 8))]
+    weights, alphas = (torch.empty(*s, device="meta", dtype=dtype, requires_grad=True) for s in shapes)
     x, labels = batch(images, dtype)
+
+    def loss() -> Tensor:
+        logits = supernet.forward(weights, alphas, x).logits
+        return sum(F.cross_entropy(one, labels) for one in logits.view(sets, *logits.shape[-2:]))
+
     for operation in OPERATIONS:
         IMPLEMENTATIONS[operation]["meta"] = "traced"  # the operation, not the composition that takes its place elsewhere
     try:
-        count = traced(lambda: torch.autograd.grad(F.cross_entropy(supernet.forward(weights, alphas, x).logits, labels), [alphas, weights]))
+        count = traced(lambda: torch.autograd.grad(loss(), [alphas, weights]))
     finally:
         for operation in OPERATIONS:
             del IMPLEMENTATIONS[operation]["meta"]
@@ -116,18 +121,30 @@ def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -> Coun
     return count
 
 
+def calls(learners: int) -> Counter[int]:
+    """How often a second-order step calls the supernet forward and backward, by the number of weight sets (docs/hypergradient.md)."""
+    if learners == 1:  # W alone is trained
+        return Counter({1: 2, 2: 1})
+    students = learners - 1
+    return Counter([learners] * 4 + [students] + [2 * learners] * 2 + [2 * students])
+
+
+def our_step(learners: int, channels: int, cells: int, images: int, dtype: torch.dtype) -> Count:
+    return total((times, our_pass(channels, cells, images, dtype, sets)) for sets, times in calls(learners).items())
+
+
 def passes(learners: int) -> int:
-    return ALONE if learners == 1 else BEST + TAUGHT * (learners - 1)
+    return sum(sets * times for sets, times in calls(learners).items())
 
 
-def report(bench: Bench, case: str, times: int, ours: Count, peer: Count, column: int) -> None:
-    bench.row(case, "launches", "1", times * ours.launches, {"published": times * peer.launches})
-    bench.row(case, "bytes", "GB", times * ours.bytes / GB, {"published": times * peer.bytes / GB})
+def report(bench: Bench, case: str, ours: Count, peer: Count, column: int) -> None:
+    bench.row(case, "launches", "1", ours.launches, {"published": peer.launches})
+    bench.row(case, "bytes", "GB", ours.bytes / GB, {"published": peer.bytes / GB})
     for kind in ("products", "others"):
-        figures = [times * getattr(count, kind) / TERA for count in (ours, peer)]
+        figures = [getattr(count, kind) / TERA for count in (ours, peer)]
         bench.row(case, kind, "Tflop", figures[0], {"published": figures[1]})
     for device in CHIPS:
-        seconds = [times * count.seconds(device, column) for count in (ours, peer)]
+        seconds = [count.seconds(device, column) for count in (ours, peer)]
         bench.row(case, f"bound {device}", "s", seconds[0], {"published": seconds[1]})
 
 
@@ -141,15 +158,16 @@ def main() -> None:
     bench = Bench("roofline", parser, rounds=1)
     options = bench.options
     for images in options.batch:
-        counts = {
-            dtype: [make(options.channels, options.cells, images, dtype) for make in (our_pass, published_pass)]
-            for dtype in (torch.float32, torch.bfloat16)
-        }
+        counts, steps = {}, {}
+        for dtype in (torch.float32, torch.bfloat16):
+            size = options.channels, options.cells, images, dtype
+            counts[dtype] = [our_pass(*size), published_pass(*size)]
+            steps[dtype] = {learners: our_step(learners, *size) for learners in options.learners}
         for precision, (dtype, column) in PRECISIONS.items():
             ours, peer = counts[dtype]
-            report(bench, f"pass batch={images} {precision}", 1, ours, peer, column)
-            for learners in options.learners:
-                report(bench, f"step K={learners} batch={images} {precision}", passes(learners), ours, peer, column)
+            report(bench, f"pass batch={images} {precision}", ours, peer, column)
+            for learners, step in steps[dtype].items():
+                report(bench, f"step K={learners} batch={images} {precision}", step, total([(passes(learners), peer)]), column)
         if options.operations:
             for side, count in zip(("ours", "published"), counts[torch.float32], strict=True):
                 for name, amount in count.by_operation.most_common():

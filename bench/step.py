@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench._harness import Bench
-from bench.roofline import our_pass, passes
+from bench.roofline import our_step
 from pamkd.methods.pamkd import Pamkd
 from pamkd.runs.cuda_graph import GraphedStep
 from pamkd.spaces.darts import Darts
@@ -53,11 +53,13 @@ class TimedPasses(Passes):
 class Ours:
     """K learners and the step of `pamkd.methods.pamkd` over one supernet."""
 
-    def __init__(self, supernet: Supernet, start: list[Learner], train: Batch, valid: Batch, *, graphed: bool = False) -> None:
+    def __init__(
+        self, supernet: Supernet, start: list[Learner], train: Batch, valid: Batch, *, graphed: bool = False, stacked: bool = False
+    ) -> None:
         self.learners = [Learner.create(supernet, *(tensor.detach().clone() for tensor in (k.alphas, k.v, k.w))) for k in start]
         self.adam = torch.optim.Adam([learner.alphas for learner in self.learners], 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
         # Without clipping: Betty clips the learners' gradients together, the paper's code each by itself.
-        self.passes = TimedPasses(static=graphed)
+        self.passes = TimedPasses(static=graphed, stacked=stacked)
         method = Pamkd(passes=self.passes, weight=WEIGHT, sgd=SGD(0.9, 3e-4, 0.0))
         self.step = GraphedStep(method) if graphed else method.step
         self.train, self.valid = train, valid
@@ -172,10 +174,11 @@ def candidates(
     )
     peers: dict[str, Ours | Betty] = {"same schedule, eager cells": Ours(supernet.twice_differentiable(), start, train, valid)}
     if device.type == "cuda":
-        peers["ours as a CUDA graph"] = Ours(supernet, start, train, valid, graphed=True)
+        peers["ours as a CUDA graph"] = Ours(supernet, start, train, valid, graphed=True, stacked=True)
+        peers["ours, one pass after another"] = Ours(supernet, start, train, valid)
     elif importlib.util.find_spec("betty"):
         peers["Betty 0.2.1"] = Betty(supernet.twice_differentiable(), start, train, valid)
-    return Ours(supernet, start, train, valid), peers
+    return Ours(supernet, start, train, valid, stacked=device.type == "cuda"), peers
 
 
 def require_agreement(bench: Bench, ours: Ours, peers: dict[str, Ours | Betty], rtol: float) -> None:
@@ -205,8 +208,8 @@ def main() -> None:
     case = f"K={options.learners} C={options.channels} cells={options.cells} batch={options.batch}"
     bench.row(case, "passes", "forward passes", ours.forwards(), {name: peer.forwards() for name, peer in peers.items()})
     if bench.device.type == "cuda":
-        count, times = our_pass(options.channels, options.cells, options.batch, torch.float32), passes(options.learners)
-        bench.time_on_gpu(case, ours, peers, times * count.bytes, times * (count.products + count.others))
+        count = our_step(options.learners, options.channels, options.cells, options.batch, torch.float32)
+        bench.time_on_gpu(case, ours, peers, count.bytes, count.products + count.others)
         return bench.finish()
     bench.time(case, ours, peers)
     step, outside = (statistics.median(values) for values in zip(*(ours.outside() for _ in range(options.rounds)), strict=True))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
@@ -55,8 +57,8 @@ def missing_bytes(path: Path) -> int:
     return max(0, offset + size * count - path.stat().st_size)
 
 
-def _missing(op: str, why: str):
-    def raise_(*args, **kwargs):
+def _missing(op: str, why: str) -> Callable[..., NoReturn]:
+    def raise_(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(f"pamkd::{op}: {why}; {REBUILD}")
 
     return raise_

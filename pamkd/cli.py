@@ -35,7 +35,8 @@ def _plan(argv: list[str]) -> int:
     from pamkd.runs.plan import plan
     from pamkd.runs.search_presets import PRESETS
 
-    made = plan(parse(SearchConfig, argv, PRESETS, "pamkd plan"))
+    about = "Measure a few steps of a search with these options and tell what all of it would take; the status is 1 where it does not fit."
+    made = plan(parse(SearchConfig, argv, PRESETS, "pamkd plan", about))
     print(made.text())
     if made.fits:
         return 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class DoctorConfig:
 
 def doctor(config: DoctorConfig) -> int:
     """Print the findings; 0 when everything works, else 1."""
-    found = {"versions": versions(), "build": build(), "devices": devices(), "implementations": implementations()}
+    found: dict[str, Any] = {"versions": versions(), "build": build(), "devices": devices(), "implementations": implementations()}
     found["operations"] = [
         check(name, example, device, dtype, config.rounds)
         for device in found["devices"]
@@ -86,7 +87,7 @@ def implementations() -> dict[str, dict[str, str]]:
 def check(name: str, example: Example, device: str, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """One operation forward and backward: largest relative error against float64 on the CPU, time against eager."""
     kernel = implementation(name, torch.device(device).type) or EAGER
-    row = {"operation": name, "device": device, "dtype": str(dtype).removeprefix("torch."), "implementation": kernel}
+    row: dict[str, Any] = {"operation": name, "device": device, "dtype": str(dtype).removeprefix("torch."), "implementation": kernel}
     row |= {"error": None, "ms": None, "eager_ms": None, "problem": None}
     try:
         with warnings.catch_warnings():
@@ -97,7 +98,8 @@ def check(name: str, example: Example, device: str, dtype: torch.dtype, rounds: 
             row["error"] = max(_error(ours.cpu(), exact) for ours, exact in zip(results, truth, strict=True))
             if not row["error"] <= TOLERANCE[dtype]:
                 row["problem"] = f"error {row['error']:.1e} is more than {TOLERANCE[dtype]:.0e}"
-            row["ms"], row["eager_ms"] = _times([lambda f=f: _run(f, arguments) for f in (example.operation, example.reference)], rounds)
+            both = [functools.partial(_run, function, arguments) for function in (example.operation, example.reference)]
+            row["ms"], row["eager_ms"] = _times(both, rounds)
     except Exception as error:
         row["problem"] = " ".join(str(error).split()) or type(error).__name__
     return row
@@ -114,7 +116,7 @@ def _arguments(example: Example, device: str, dtype: torch.dtype) -> list[Any]:
     return [moved(argument) for argument in example.arguments()]
 
 
-def _run(function: Callable, arguments: list[Any]) -> list[Tensor]:
+def _run(function: Callable[..., Any], arguments: list[Any]) -> list[Tensor]:
     """The (first) result and the gradients of its sum of squares."""
     result = function(*arguments)
     result = result[0] if isinstance(result, tuple) else result
@@ -126,7 +128,7 @@ def _error(ours: Tensor, truth: Tensor) -> float:
     return ((ours.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)).item()
 
 
-def _times(functions: list[Callable], rounds: int) -> list[float]:
+def _times(functions: Sequence[Callable[[], list[Tensor]]], rounds: int) -> list[float]:
     """Median milliseconds of each, alternating."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):

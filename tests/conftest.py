@@ -45,6 +45,8 @@ class SmoothNetwork:
     num_weights = INPUTS * HIDDEN + HIDDEN * CLASSES
 
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
+        if weights.dim() == 2:
+            return torch.vmap(self.forward, (0, 0, None))(weights, alphas, images)
         first, second = weights.split([INPUTS * HIDDEN, HIDDEN * CLASSES])
         mix = F.softmax(alphas, 0)
         hidden = images.flatten(1) @ first.view(INPUTS, HIDDEN)
@@ -55,7 +57,10 @@ class SmoothNetwork:
         return self.forward(weights, alphas, images).embedding[..., None, None]
 
     def stem_features(self, weights: Tensor, images: Tensor) -> Tensor:
-        return torch.tanh(images[:, :2] @ weights[: self.stem_size].view(2, HIDDEN))
+        return torch.tanh(images[:, :2] @ weights[..., : self.stem_size].unflatten(-1, (2, HIDDEN)))
+
+    def stacks_with(self, other: SmoothNetwork) -> bool:
+        return type(other) is SmoothNetwork
 
     def twice_differentiable(self) -> SmoothNetwork:
         return self

@@ -89,8 +89,8 @@ class Augment:
             raise ValueError(f"images have shape {tuple(images.shape)}: needed is [n, {len(self.mean)}, h, w], as mean and std say")
         scale, shift = self._affine(images)
         images = torch.addcmul(shift, self._shifted(images, draws).to(scale.dtype), scale)
-        if draws.row is not None:
-            rows, columns = (self._erased(*part) for part in ((draws.row, images.shape[2]), (draws.column, images.shape[3])))
+        if draws.row is not None and draws.column is not None:
+            rows, columns = self._erased(draws.row, images.shape[2]), self._erased(draws.column, images.shape[3])
             images = images.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0)
         return images
 
@@ -112,7 +112,7 @@ class Augment:
         row, column = (torch.arange(size, device=images.device) for size in (height, width))
         if draws.flip is not None:
             column = torch.where(draws.flip[:, None], width - 1 - column, column)
-        if draws.top is not None:
+        if draws.top is not None and draws.left is not None:
             row, column = draws.top[:, None] + row, draws.left[:, None] + column
         pixel = row.reshape(-1, height, 1) * padded.shape[3] + column.reshape(-1, 1, width)
         pixel = pixel.reshape(count, 1, height * width).expand(-1, channels, -1)
@@ -131,5 +131,5 @@ class Augment:
         if key not in self._constants:
             mean, std = (torch.tensor(value, dtype=torch.float64).view(-1, 1, 1) for value in (self.mean, self.std))
             scale = 1 / (std if images.is_floating_point() else 255 * std)
-            self._constants[key] = tuple(value.to(images.device, dtype) for value in (scale, -mean / std))
+            self._constants[key] = scale.to(images.device, dtype), (-mean / std).to(images.device, dtype)
         return self._constants[key]

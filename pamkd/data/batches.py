@@ -18,6 +18,8 @@ from pamkd.data.datasets import ImageFiles, Images
 from pamkd.data.randomness import derived_seed, generator
 from pamkd.distributed import WHOLE, Columns
 
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]  # of a batch of images [n, c, h, w]
+
 
 class Batches:
     """Batches (images [n, c, h, w], labels int64 [n]) on `device` of a map-style dataset of (image, label).
@@ -39,14 +41,14 @@ class Batches:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         indices: Tensor | Sequence[int] | None,
         batch_size: int,
         *,
         seed: int,
         stream: str,
         classes: int | None = None,
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        augment: Augmentation | None = None,
         device: str | torch.device = "cpu",
         workers: int = 0,
         drop_last: bool = True,
@@ -86,11 +88,11 @@ class Batches:
         order = self._indices
         if self._shuffle:
             order = order[torch.randperm(len(order), generator=generator(self._seed, self._stream, "order", epoch))]
-        steps, columns = range(start_step, self._steps, stride), self._columns
-        early = self._augment is None or isinstance(self._augment, Augment)
+        steps, columns, dataset, augment = range(start_step, self._steps, stride), self._columns, self._dataset, self._augment
+        early = augment is None or isinstance(augment, Augment)
         places = torch.arange(len(order)).split(self._size)
         places = [columns.part(places[step]) if early else places[step] for step in steps]
-        read = self._read_memory(order, places) if isinstance(self._dataset, Images) else self._read_items(order, places, epoch)
+        read = (dataset.read(order[at]) for at in places) if isinstance(dataset, Images) else self._read_items(order, places, epoch)
         for step, (images, labels) in zip(steps, read, strict=True):
             if self._classes is not None and labels.max() >= self._classes:
                 raise ValueError(
@@ -98,10 +100,10 @@ class Batches:
                 )
             images, labels = (part.to(self._device, non_blocking=True) for part in (images, labels))
             random = generator(self._seed, self._stream, "augment", epoch, step)
-            if not early:
-                images = columns.part(self._augment(images, random))
-            elif self._augment is not None:
-                images = self._augment(images, random, columns)
+            if isinstance(augment, Augment):
+                images = augment(images, random, columns)
+            elif augment is not None:
+                images = columns.part(augment(images, random))
             elif images.dtype == torch.uint8:
                 images = images.float().div_(255)
             yield images, columns.group.all_gather(labels).flatten() if early else labels
@@ -112,9 +114,6 @@ class Batches:
         while True:
             yield from self.epoch(epoch, step)
             epoch, step = epoch + 1, 0
-
-    def _read_memory(self, order: Tensor, places: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self._dataset.read(order[batch]) for batch in places)
 
     def _read_items(self, order: Tensor, places: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         keys = []
@@ -132,7 +131,7 @@ class Batches:
             self._idle.append(loader)
 
 
-def number_of_classes(dataset: Dataset, classes: int | None) -> int:
+def number_of_classes(dataset: Dataset[Any], classes: int | None) -> int:
     """`classes`, or the number that the dataset itself names. Raises ValueError where neither says it."""
     if classes is not None:
         return classes
@@ -162,10 +161,10 @@ class _Loader:
         return iter(self._loader)
 
 
-class _Items(Dataset):
+class _Items(Dataset["tuple[int, Tensor, int] | ValueError"]):
     """Items of a dataset under the keys (index, seed). A ValueError is returned: raised in a worker it would arrive as a traceback."""
 
-    def __init__(self, dataset: Dataset, augment: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], augment: Any) -> None:
         self.dataset = dataset
         self.crop = augment.picture if isinstance(augment, Augment) and augment.resized_crop else None
 
@@ -214,10 +213,12 @@ def _image_tensor(image: Any, index: int) -> Tensor:
     return image
 
 
-def _stack(items: list[tuple[int, Tensor, int] | ValueError]) -> tuple[Tensor, Tensor] | ValueError:
-    for item in items:
+def _stack(given: list[tuple[int, Tensor, int] | ValueError]) -> tuple[Tensor, Tensor] | ValueError:
+    items: list[tuple[int, Tensor, int]] = []
+    for item in given:
         if isinstance(item, ValueError):
             return item
+        items.append(item)
     first = items[0]
     for index, image, _ in items:
         if image.shape != first[1].shape or image.dtype != first[1].dtype:

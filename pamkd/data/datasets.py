@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pamkd.data import imagenet16
+
 if TYPE_CHECKING:
     from PIL import Image
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "folder")
+DATASETS = ("digits", "cifar10", "cifar100", "imagenet16-120", "imagenet", "folder")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 MEMORY_LIMIT = 2 << 30  # bytes of pixels up to which a folder is decoded into memory
 DIGITS_TRAIN = 1437  # the rest of the 1797 tests; neighbours in the file are by one writer, so the cut is by place
@@ -30,7 +34,7 @@ CIFAR100_STATISTICS = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ImageDataset(Dataset):
+class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Map-style dataset of (uint8 image [c, h, w], label); what `Images` and `ImageFiles` share.
 
     Attributes: `name`, `classes` (names), `labels` (int64 [n]), `image_shape` (c, h, w), `mean` and `std` (per channel, of
@@ -97,7 +101,7 @@ class Images(ImageDataset):
         self._rows = torch.arange(len(images)) if rows is None else rows
         self._statistics = statistics
         self.labels = self._labels[self._rows]
-        self.image_shape = tuple(images.shape[1:])
+        self.image_shape = images.shape[1], images.shape[2], images.shape[3]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self._rows[index]
@@ -193,12 +197,13 @@ class ImageFiles(ImageDataset):
 
 
 def load_dataset(
-    name: str, root: str | os.PathLike | None = None, *, train: bool = True, image_size: int | None = None, download: bool = False
+    name: str, root: str | os.PathLike[str] | None = None, *, train: bool = True, image_size: int | None = None, download: bool = False
 ) -> ImageDataset:
-    """The training or the test set of `digits`, `cifar10`, `cifar100`, `imagenet` or `folder`.
+    """The training or the test set of `digits`, `cifar10`, `cifar100`, `imagenet16-120`, `imagenet` or `folder`.
 
     - digits: scikit-learn's 1797 embedded grey pictures of 8x8; the first 1437 train, the last 360 test; no `root`.
     - cifar10, cifar100: torchvision's files below `root`, fetched there with `download`.
+    - imagenet16-120: `root/train_data_batch_1` to `_10` and `root/val_data` of ImageNet16, of which the first 120 classes.
     - imagenet: `root/train/<class>/*` and `root/val/<class>/*`, read from the files; the shorter side resized to 8/7 of
       `image_size` (224), then the centre cropped (256 and 224).
     - folder: any `root/train/<class>/*.jpg` with `root/test` or `root/val` beside it. Pictures must be of one size, or
@@ -223,6 +228,13 @@ def load_dataset(
         return _cifar(name, root, train, download)
     if not root.is_dir():
         raise FileNotFoundError(f"dataset folder {root} does not exist")
+    if name == "imagenet16-120":
+        return Images(
+            name,
+            [str(label) for label in range(1, imagenet16.CLASSES + 1)],
+            *imagenet16.read_imagenet16(root, train),
+            imagenet16.STATISTICS,
+        )
     return _folder(name, root, train, image_size)
 
 
@@ -253,12 +265,11 @@ def _cifar(name: str, root: Path, train: bool, download: bool) -> Images:
 
 def _folder(name: str, root: Path, train: bool, image_size: int | None) -> ImageDataset:
     classes = _classes(root / "train")
-    if train:
-        part = root / "train"
-    else:
-        part = next((root / test for test in ("test", "val") if (root / test).is_dir()), None)
-        if part is None:
+    part = root / "train"
+    if not train:
+        if not (tests := [root / test for test in ("test", "val") if (root / test).is_dir()]):
             raise FileNotFoundError(f"{root} holds neither test/ nor val/: needed is one of them, with a folder of images per class")
+        part = tests[0]
         if unknown := sorted(set(_classes(part)) - set(classes)):
             raise ValueError(f"{part} holds the class {unknown[0]!r}, which {root / 'train'} does not hold")
     paths, labels = [], []
@@ -365,7 +376,7 @@ def _to_tensor(picture: Image.Image) -> Tensor:
     return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
 
-def _parallel(function: Callable, items: Sequence) -> list:
+def _parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`[function(item) for item in items]` on all cores; the first error ends it."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         chunk = 64
@@ -378,12 +389,12 @@ def _parallel(function: Callable, items: Sequence) -> list:
             raise
 
 
-def _measured(chunks) -> Statistics:
+def _measured(chunks: Iterable[Tensor]) -> Statistics:
     """Mean and standard deviation per channel, exact: from counts of the 256 values. A constant channel gets deviation 1."""
-    counts = None
+    counts = torch.zeros(0, 256, dtype=torch.int64)
     for chunk in chunks:
         found = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in chunk.unbind(1)])
-        counts = found if counts is None else counts + found
+        counts = counts + found if len(counts) else found
     share = counts.double() / counts.sum(1, keepdim=True)
     value = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ value

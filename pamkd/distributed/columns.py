@@ -7,6 +7,8 @@ similarities are computed alike in every column, and each weight update is the o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +27,7 @@ class Columns:
         self.group = group or Group()
         self.synchronised = synchronised and self.group.size > 1
 
-    def __deepcopy__(self, memo: dict) -> Columns:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Columns:
         return self  # of networks that are copied: the processes are the same
 
     def whole(self, rows: int) -> int:
@@ -70,7 +72,8 @@ class Columns:
         variance, mean = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
         variances, means = self.gather(variance[None], mean[None])
         mean = means.mean(0)
-        return self.enter(mean, variances.mean(0) + (means - mean).square().mean(0))
+        mean, variance = self.enter(mean, variances.mean(0) + (means - mean).square().mean(0))
+        return mean, variance
 
 
 def normalised(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -83,14 +86,14 @@ def normalised(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None,
 
 class _Enter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, group, *tensors):
+    def forward(ctx: Any, group: Group, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.group = group
         ctx.set_materialize_grads(False)
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         there = [grad for grad in grads if grad is not None]
         if not there:
             return None, *grads
@@ -100,13 +103,13 @@ class _Enter(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, group, x):
+    def forward(ctx: Any, group: Group, x: Tensor) -> Tensor:
         ctx.place = (group.rank * len(x), len(x))
         return group.all_gather(x).flatten(0, 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad.narrow(0, *ctx.place)
 
 

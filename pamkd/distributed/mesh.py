@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from pamkd.distributed.columns import Columns
 from pamkd.distributed.group import Group
@@ -64,9 +65,10 @@ def open_mesh(learners: int, *, learner_rows: int | None = None, device: str = "
     if ours:
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        store, rank, _ = next(dist.rendezvous("env://"))
+        store, rank, _ = next(rendezvous("env://"))
         # torchrun keeps one store for all its starts: there the addresses of processes that have died would be found again.
-        store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        name = f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store = dist.PrefixStore(name, store)  # type: ignore[attr-defined]  # public, but not among the names that it exports
         dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=processes)
     try:
         mesh = init_device_mesh(device, (rows, processes // rows), mesh_dim_names=("learner", "data"))

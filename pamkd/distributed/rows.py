@@ -37,9 +37,10 @@ class Rows:
         if self.group.size == 1:
             return [torch.stack(tensors) for tensors in zip(*parts, strict=True)]
         here = torch.stack([torch.cat([tensor.detach().reshape(-1) for tensor in tensors]) for tensors in parts])
-        padded = here.new_zeros(-(-self._learners // self.group.size), here.shape[1])
+        count = self.count(len(parts))
+        padded = here.new_zeros(-(-count // self.group.size), here.shape[1])
         padded[: len(here)] = here
-        everybody = self.group.all_gather(padded).transpose(0, 1).flatten(0, 1)[: self._learners]
+        everybody = self.group.all_gather(padded).transpose(0, 1).flatten(0, 1)[:count]
         pieces = everybody.split([tensor.numel() for tensor in parts[0]], 1)
         return [piece.reshape(len(piece), *tensor.shape) for piece, tensor in zip(pieces, parts[0], strict=True)]
 

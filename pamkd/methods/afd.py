@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.one_set import OneSet
 from pamkd.spaces.layout import Layout
 from pamkd.spaces.supernet import Output
 from pamkd.transfer.divergence import divergence
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Afd(OneSet):
         self._judge_adam: list[Adam] = []
         self._encoder_adam: list[Adam] = []
 
-    def start(self, learners: Sequence[Learner]) -> None:
+    def start(self, learners: Sequence[SupernetLearner]) -> None:
         self._judges, self._judge_adam = [], []  # made from the first feature map
         self._encoder_adam = [Adam.like(learner.w[: learner.network.encoder_size]) for learner in learners]
 
@@ -81,7 +81,7 @@ class Afd(OneSet):
     def flow(self, outputs: Output, batch: Batch) -> Tensor:
         return torch.eye(len(outputs.logits)).roll(-1, 1)
 
-    def finish_step(self, learners: Sequence[Learner], train: Batch) -> None:
+    def finish_step(self, learners: Sequence[SupernetLearner], train: Batch) -> None:
         encoders, maps = [], []
         for learner in learners:
             self.passes.forwards["adversarial"] += 1
@@ -100,7 +100,7 @@ class Afd(OneSet):
             (grad,) = torch.autograd.grad(((1 - real).square() + fake.square()).mean(), judge)
             self._judges[i] = self._judge_adam[i].update(self._judges[i], grad, self._lr, self.adversarial_decay)
             loss = (1 - judgement(self._judges[i], layout, maps[i])).square().mean()
-            (grad,) = self.passes.backward("adversarial", learner, [loss], [encoders[i]])
+            ((grad,),) = self.passes.backward("adversarial", [learner], [[loss]], [[encoders[i]]])
             encoder = self._encoder_adam[i].update(encoders[i].detach(), grad, self._lr, self.adversarial_decay)
             learner.w = torch.cat([encoder, learner.w[len(encoder) :]])
 

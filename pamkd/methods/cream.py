@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.one_set import OneSet
 from pamkd.methods.paths import along, draw_path, path_cost
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner
 
 ACCURACY_LEAD = 0.05  # with which a path enters the board whatever it costs
 SMOOTHING = 0.1  # of labels
@@ -46,7 +46,7 @@ class Cream(OneSet):
         self._open, self._steps = True, 0
         self._board: list[dict[str, Tensor]] = []
 
-    def start(self, learners: Sequence[Learner]) -> None:
+    def start(self, learners: Sequence[SupernetLearner]) -> None:
         size = self.board_images * learners[0].network.classes
         random = torch.Generator().manual_seed(self.seed)
         self._board, self._steps = [], 0
@@ -55,7 +55,7 @@ class Cream(OneSet):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         self._open = epoch >= (round(20 / 120 * epochs) if self.cream_start is None else self.cream_start)
 
-    def added_gradients(self, learners: Sequence[Learner], train: Batch, *, lr: float, seed: int) -> list[Tensor]:
+    def added_gradients(self, learners: Sequence[SupernetLearner], train: Batch, *, lr: float, seed: int) -> list[Tensor]:
         learner = learners[0]
         path = draw_path(learner.network, learner.alphas.detach(), torch.Generator().manual_seed(seed % 2**63))
         w = learner.w.detach().requires_grad_()
@@ -72,34 +72,36 @@ class Cream(OneSet):
             loss = 0.5 * (rho * F.cross_entropy(logits, soft) + (2 - rho) * loss)
             if self._steps % self.meta_every == 0:
                 self._train_meta(learner, path, soft, train, rho, features[b], lr)
-        (grad,) = self.passes.backward("path", learner, [self.weight * loss], [w])
+        ((grad,),) = self.passes.backward("path", [learner], [[self.weight * loss]], [[w]])
         if self._open:
             self._admit(learner, path, logits.detach(), soft, train)
         return [grad]
 
-    def _logits(self, name: str, learner: Learner, w: Tensor, path: Tensor, images: Tensor) -> Tensor:
+    def _logits(self, name: str, learner: SupernetLearner, w: Tensor, path: Tensor, images: Tensor) -> Tensor:
         self.passes.forwards[name] += 1
         return along(learner.network, path).forward(w, learner.alphas.detach(), images).logits
 
     @torch.no_grad()
-    def _features(self, learner: Learner, path: Tensor) -> Tensor:
+    def _features(self, learner: SupernetLearner, path: Tensor) -> Tensor:
         """[entries of the board, board_images * classes]: what M sees."""
         images, soft = (torch.cat([entry[name] for entry in self._board]) for name in ("images", "soft"))
         return (self._logits("board", learner, learner.w, path, images).softmax(1) - soft).view(len(self._board), -1)
 
-    def _train_meta(self, learner: Learner, path: Tensor, soft: Tensor, train: Batch, rho: float, features: Tensor, lr: float) -> None:
+    def _train_meta(
+        self, learner: SupernetLearner, path: Tensor, soft: Tensor, train: Batch, rho: float, features: Tensor, lr: float
+    ) -> None:
         """dCE(W - lr rho g) / dM = -lr <dCE/dW', g> drho/dM with g = dSCE/dW: two first-order gradients."""
         first, second = (slice(i * self.board_images, (i + 1) * self.board_images) for i in (0, 1))
         w = learner.w.detach().requires_grad_()
         loss = F.cross_entropy(self._logits("meta", learner, w, path, train.images[first]), soft[first])
-        (g,) = self.passes.backward("meta", learner, [loss], [w])
+        ((g,),) = self.passes.backward("meta", [learner], [[loss]], [[w]])
         w = (learner.w - lr * rho * g).detach().requires_grad_()
         loss = F.cross_entropy(self._logits("meta", learner, w, path, train.images[second]), train.labels[second])
-        (after,) = self.passes.backward("meta", learner, [loss], [w])
+        ((after,),) = self.passes.backward("meta", [learner], [[loss]], [[w]])
         grad = lr * (after @ g) * rho * (1 - rho) * torch.cat([features, features.new_ones(1)])
         self._meta = self._meta - self.meta_lr * grad * (META_CLIP / (grad.norm() + 1e-6)).clamp(max=1.0)
 
-    def _admit(self, learner: Learner, path: Tensor, logits: Tensor, soft: Tensor, train: Batch) -> None:
+    def _admit(self, learner: SupernetLearner, path: Tensor, logits: Tensor, soft: Tensor, train: Batch) -> None:
         """Take the path where there is room, where it is much better than the worst, or better and cheaper."""
         accuracy = (logits.argmax(1) == train.labels).double().mean()
         cost = torch.tensor(float(path_cost(learner.network, path)))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.one_set import OneSet
 from pamkd.spaces.supernet import Output
 from pamkd.transfer.divergence import divergence
 from pamkd.transfer.ensemble import Rule, covariance_weights, ensemble
 from pamkd.trilevel.passes import Batch, predictions
-from pamkd.trilevel.step import Learner
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Kdcl(OneSet):
         super().__post_init__()
         self._shares: Tensor | None = None  # of "general"
 
-    def measure(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+    def measure(self, learners: Sequence[SupernetLearner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         if self.rule == "general":
             self._shares = covariance_weights(predictions(learners, "w", valid(), self.rows))
 

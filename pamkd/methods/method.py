@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pamkd.distributed import ALL_HERE, Rows
+from pamkd.spaces.supernet import Supernet
 from pamkd.trilevel.difference import DEFAULT_FD_STEP
 from pamkd.trilevel.passes import Batch, Passes
 from pamkd.trilevel.sgd import SGD
@@ -18,6 +19,13 @@ from pamkd.trilevel.step import Learner
 
 Phase = Literal["warmup-v", "warmup-w", "search"]
 Order = Literal["first", "second"]
+
+
+@dataclass
+class SupernetLearner(Learner):
+    """A learner of a search, whose network is the supernet of a space."""
+
+    network: Supernet
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class StepTensors:
         there |= zip(names, rows.gather([list(values) for values in zip(*(there[name] for name in names), strict=True)]), strict=True)
         numbers = iter(torch.cat([value.flatten() for value in there.values()]).tolist())
         nothing = {name: [math.nan] * learners for name in vars(self)} | {"flow": [0.0] * learners**2}
-        lists = {name: [next(numbers) for _ in entries] if name in there else entries for name, entries in nothing.items()}
+        lists: dict[str, Any] = {name: [next(numbers) for _ in entries] if name in there else entries for name, entries in nothing.items()}
         lists["flow"] = [lists["flow"][k * learners : (k + 1) * learners] for k in range(learners)]
         return StepReport(**lists)
 
@@ -79,7 +87,7 @@ class Method:
     learners: ClassVar[tuple[int, float]] = (1, math.inf)  # fewest and most
 
     def step(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
+        self, learners: Sequence[SupernetLearner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
     ) -> tuple[StepReport, list[Tensor] | None]:
         """Updates the weights of every learner; returns the hypergradient of each architecture in the phase "search".
 
@@ -95,21 +103,21 @@ class Method:
         return seed
 
     def take(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
+        self, learners: Sequence[SupernetLearner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
     ) -> tuple[StepTensors, list[Tensor] | None]:
         """A step that has drawn already. With static passes it reads nothing from the device."""
         raise NotImplementedError
 
-    def start(self, learners: Sequence[Learner]) -> None:
+    def start(self, learners: Sequence[SupernetLearner]) -> None:
         """Called with fresh learners, at the start of a search and of each of its stages."""
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, also before one that is resumed in its middle."""
 
-    def measure(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+    def measure(self, learners: Sequence[SupernetLearner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         """Called at the start of each epoch; `valid()` yields the whole validation set, once."""
 
-    def summary(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> dict[str, Any]:
+    def summary(self, learners: Sequence[SupernetLearner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> dict[str, Any]:
         """What the method says of the learners when the search is over, as JSON."""
         return {}
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.one_set import OneSet
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.passes import Batch, predictions
-from pamkd.trilevel.step import Learner
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Nes(OneSet):
     def objective(self, outputs: Output, batch: Batch) -> Tensor:
         return ensemble_loss(outputs.logits, batch.labels)
 
-    def summary(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> dict[str, Any]:
+    def summary(self, learners: Sequence[SupernetLearner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> dict[str, Any]:
         logits, labels = zip(*predictions(learners, "w", valid(), self.rows), strict=True)
         chosen, losses = forward_selection(torch.cat(logits, 1), torch.cat(labels), self.rows.count(len(learners)))
         return {"forward_selection": chosen, "ensemble_loss": losses}

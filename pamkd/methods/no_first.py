@@ -43,8 +43,9 @@ class NoFirst(OneSet):
     def loss(self, outputs: Output, batch: Batch, targets: Any) -> Tensor:
         gaps = pairwise_gaps(cross_entropies(outputs.logits, batch.labels))
         each = [Output(*parts) for parts in zip(*outputs, strict=True)]
-        published = torch.stack([self.transfer.publish(output, None, targets) for output in each])
-        against = torch.stack([self.transfer.loss(published, output, None, targets) for output in each])
+        weights = torch.empty(0)  # which no transfer but l2w reads
+        published = torch.stack([self.transfer.publish(output, weights, targets) for output in each])
+        against = torch.stack([self.transfer.loss(published, output, weights, targets) for output in each])
         return self.weight * (gaps * against).sum(1)
 
     def flow(self, outputs: Output, batch: Batch) -> Tensor:

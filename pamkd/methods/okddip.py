@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.ramp import Ramped
 from pamkd.spaces.supernet import Output
 from pamkd.transfer.divergence import divergence
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner
 
 REDUCTION = 8  # projections to d / 8
 
@@ -31,7 +31,7 @@ class Okddip(Ramped):
 
     leader: bool = True
 
-    def start(self, learners: Sequence[Learner]) -> None:
+    def start(self, learners: Sequence[SupernetLearner]) -> None:
         width = learners[0].network.embedding_size
         random = torch.Generator().manual_seed(self.seed)
         bound = 1 / math.sqrt(width)

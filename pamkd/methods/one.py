@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.methods.method import Phase, StepTensors
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.ramp import Ramped
+from pamkd.spaces.supernet import Output, Supernet
 from pamkd.transfer.divergence import divergence
-from pamkd.trilevel.passes import Batch, Network
+from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.step import Learner
-
-
-class GatedOutput(NamedTuple):
-    logits: Tensor
-    embedding: Tensor
-    stem: Tensor  # [n, width], pooled over the pixels
 
 
 @dataclass(frozen=True)
 class WithStem:
-    """A network that also says what its stem makes of the images."""
+    """A supernet whose embedding is what its stem makes of the images, pooled: [n, width]."""
 
-    network: Network
+    network: Supernet
 
-    def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> GatedOutput:
-        return GatedOutput(*self.network.forward(weights, alphas, images), self.network.stem_features(weights, images))
+    def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
+        return Output(self.network.forward(weights, alphas, images).logits, self.network.stem_features(weights, images))
+
+    def stacks_with(self, other: WithStem) -> bool:
+        return self.network.stacks_with(other.network)
 
     def twice_differentiable(self) -> WithStem:
         return WithStem(self.network.twice_differentiable())
@@ -47,11 +43,7 @@ class One(Ramped):
     equal, and stay so: they take the sum of all gradients, and gradients are clipped together. r as in OKDDip.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.shared = 0
-
-    def start(self, learners: Sequence[Learner]) -> None:
+    def start(self, learners: Sequence[SupernetLearner]) -> None:
         self.shared = learners[0].network.stem_size
         stem = self.rows.gather([[learner.w[: self.shared]] for learner in learners])[0][0]
         for learner in learners:
@@ -61,31 +53,25 @@ class One(Ramped):
         linear = torch.empty(count * (width + 1), dtype=stem.dtype).uniform_(-bound, bound, generator=random)
         self._set_modules(torch.cat([linear, torch.ones(count).to(linear), torch.zeros(count).to(linear)]).to(stem.device))
 
-    def take(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: int
-    ) -> tuple[StepTensors, list[Tensor] | None]:
-        seen = [dataclasses.replace(learner, network=WithStem(learner.network)) for learner in learners]
-        result = super().take(seen, train, valid, lr=lr, phase=phase, drawn=drawn)
-        for learner, other in zip(learners, seen, strict=True):
-            learner.w, learner.w_momentum = other.w, other.w_momentum
-        return result
+    def seen(self, learners: Sequence[SupernetLearner]) -> Sequence[Learner]:
+        return [Learner(WithStem(learner.network), **learner.tensors, number=learner.number) for learner in learners]
 
-    def targets(self, outputs: GatedOutput, batch: Batch, seed: int) -> Tensor:
+    def targets(self, outputs: Output, batch: Batch, seed: int) -> Tensor:
         return self._ensemble(outputs).detach()
 
-    def loss(self, outputs: GatedOutput, batch: Batch, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Output, batch: Batch, targets: Tensor) -> Tensor:
         together = F.cross_entropy(self._ensemble(outputs), batch.labels) / len(outputs.logits)
         taught = divergence(targets, outputs.logits, self.temperature)
         return together + self._scale * taught
 
-    def flow(self, outputs: GatedOutput, batch: Batch) -> Tensor:
+    def flow(self, outputs: Output, batch: Batch) -> Tensor:
         return self._gate(outputs).mean(0).expand(len(outputs.logits), -1)
 
-    def _ensemble(self, outputs: GatedOutput) -> Tensor:
+    def _ensemble(self, outputs: Output) -> Tensor:
         return torch.einsum("nk,knc->nc", self._gate(outputs), outputs.logits)
 
-    def _gate(self, outputs: GatedOutput) -> Tensor:
-        count, _, width = outputs.stem.shape
+    def _gate(self, outputs: Output) -> Tensor:
+        count, _, width = outputs.embedding.shape
         linear, bias, scale, shift = self.modules.split([count * width, count, count, count])
-        hidden = F.linear(outputs.stem[0], linear.view(count, width), bias)  # the stems are one
+        hidden = F.linear(outputs.embedding[0], linear.view(count, width), bias)  # the stems are one
         return F.batch_norm(hidden, None, None, scale, shift, training=True).relu().softmax(1)

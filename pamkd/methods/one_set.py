@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.methods.method import Method, Phase, StepTensors
+from pamkd.methods.method import Method, Phase, StepTensors, SupernetLearner
 from pamkd.spaces.supernet import Output
 from pamkd.trilevel.bilevel import BiLevelStep
 from pamkd.trilevel.exact import exact_bilevel_hypergradient
@@ -23,9 +23,9 @@ class OneSet(Method):
     """K learners that minimise cross-entropy plus what a subclass makes of their outputs; here nothing."""
 
     teaches_on: ClassVar[Literal["train", "valid"]] = "train"
-    shared: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
+        self.shared = 0  # so many leading weights are one tensor for all learners
         self.parts = BiLevelStep(self.passes, sgd=self.sgd, fd_step=self.fd_step, rows=self.rows)
         self._set_modules(torch.empty(0))
 
@@ -48,25 +48,29 @@ class OneSet(Method):
         """What the architectures minimise: the sum of the learners' cross-entropies."""
         return cross_entropies(outputs.logits, batch.labels).sum()
 
-    def added_gradients(self, learners: Sequence[Learner], train: Batch, *, lr: float, seed: int) -> list[Tensor] | None:
+    def added_gradients(self, learners: Sequence[SupernetLearner], train: Batch, *, lr: float, seed: int) -> list[Tensor] | None:
         """Gradients by W of losses that do not depend on the architectures."""
 
-    def finish_step(self, learners: Sequence[Learner], train: Batch) -> None:
+    def finish_step(self, learners: Sequence[SupernetLearner], train: Batch) -> None:
         """Further updates after the step."""
+
+    def seen(self, learners: Sequence[SupernetLearner]) -> Sequence[Learner]:
+        """The learners as the step passes through them: a method that needs other outputs gives them another network."""
+        return learners
 
     def twice_differentiable(self) -> OneSet:
         return self
 
     def take(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: int
+        self, learners: Sequence[SupernetLearner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: int
     ) -> tuple[StepTensors, list[Tensor] | None]:
-        parts = self.parts
+        parts, seen = self.parts, self.seen(learners)
         second_order = phase == "search" and self.order == "second"
         added = self.added_gradients(learners, train, lr=lr, seed=drawn)
         exact = None
         if second_order and self.exact:
-            exact = exact_bilevel_hypergradient(self, learners, train, valid, lr=lr, seed=drawn, sgd=self.sgd, added=added)
-        done = parts.train(learners, train, valid, self, lr=lr, seed=drawn, added=added)
+            exact = exact_bilevel_hypergradient(self, seen, train, valid, lr=lr, seed=drawn, sgd=self.sgd, added=added)
+        done = parts.train(seen, train, valid, self, lr=lr, seed=drawn, added=added)
         with torch.no_grad():
             flow = self.flow(done.outputs, train if self.teaches_on == "train" else valid)
         here = self.rows.indices(len(learners))
@@ -74,15 +78,17 @@ class OneSet(Method):
         found = StepTensors(train_loss=torch.stack(done.losses), distill_loss=taught, flow=flow.to(taught.device))
         hypergradient = None
         if phase == "search":
-            losses, correct, u, hypergradient = parts.validate(learners, valid, self)
+            losses, correct, u, hypergradient = parts.validate(seen, valid, self)
             found = replace(found, valid_loss=torch.stack(losses), valid_accuracy=torch.stack(correct))
             if second_order:
-                hypergradient = exact or parts.hypergradient(learners, train, valid, self, done, u, hypergradient)
+                hypergradient = exact or parts.hypergradient(seen, train, valid, self, done, u, hypergradient)
             for learner, grad in zip(learners, hypergradient, strict=True):
                 self.passes.watch.term([grad], "architecture's gradient", learner.number, "the hypergradient")
         if len(self.modules):
             modules, self._momentum, _ = self.sgd.update(self.modules.detach(), self._momentum, done.modules_grad, lr)
             self.modules = modules.requires_grad_()
+        for learner, trained in zip(learners, seen, strict=True):
+            learner.w, learner.w_momentum = trained.w, trained.w_momentum
         self.finish_step(learners, train)
         return found, hypergradient
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.two_sets import TwoSets
 from pamkd.transfer.grs import GroupRelativeSimilarity
 from pamkd.transfer.weights import EncoderWeights
-from pamkd.trilevel.step import Learner, Teaching, Transfer, pairwise_gaps
+from pamkd.trilevel.step import Teaching, Transfer, pairwise_gaps
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Pamkd(TwoSets):
     transfer: Transfer = field(default_factory=GroupRelativeSimilarity)
     weight: float = 0.5
 
-    def start(self, learners: Sequence[Learner]) -> None:
+    def start(self, learners: Sequence[SupernetLearner]) -> None:
         if isinstance(self.transfer, EncoderWeights):
             self.transfer.fit([learner.network for learner in learners], self.rows)
 

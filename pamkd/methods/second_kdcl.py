@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.two_sets import TwoSets
 from pamkd.transfer.ensemble import Ensemble, Rule, covariance_weights
 from pamkd.trilevel.passes import predictions
-from pamkd.trilevel.step import Learner, Teaching, together
+from pamkd.trilevel.step import Teaching, together
 
 
 @dataclass
@@ -28,7 +29,7 @@ class SecondKdcl(TwoSets):
         self._ensemble = Ensemble(self.rule, self.temperature)
         return Teaching(self._ensemble, self.weight, together, "train")
 
-    def measure(self, learners: Sequence[Learner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
+    def measure(self, learners: Sequence[SupernetLearner], valid: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         if self.rule == "general":
             self._ensemble.shares = covariance_weights(predictions(learners, "v", valid(), self.rows))
 

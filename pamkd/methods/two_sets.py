@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pamkd.methods.method import Method, Phase, StepTensors
+from pamkd.methods.method import Method, Phase, StepTensors, SupernetLearner
 from pamkd.trilevel.exact import exact_hypergradient
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner, Lesson, Teaching, TriLevelStep
+from pamkd.trilevel.step import Lesson, Measurement, Teaching, TriLevelStep, Update
 
 
 @dataclass
@@ -36,41 +36,39 @@ class TwoSets(Method):
         return teaching.transfer.draw(train if teaching.batch == "train" else valid, seed)
 
     def take(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
+        self, learners: Sequence[SupernetLearner], train: Batch, valid: Batch, *, lr: float, phase: Phase, drawn: Any
     ) -> tuple[StepTensors, list[Tensor] | None]:
         parts, teaching, rows = self.parts, self.parts.teaching, self.rows
         mutual = rows.count(len(learners)) > 1
         if phase == "warmup-v":
-            return StepTensors(train_loss_v=torch.stack([parts.train_v(learner, train, lr)[0] for learner in learners])), None
+            return StepTensors(train_loss_v=torch.stack(parts.train_v(learners, train, lr)[0])), None
 
         second_order = phase == "search" and self.order == "second"
         exact = None
         if second_order and self.exact:
             exact = exact_hypergradient(teaching, learners, train, valid, drawn, lr=lr, sgd=self.sgd)
 
-        students, v_updates, measured, lesson, of_v = [], [], None, None, {}
+        students: list[int] = []
+        v_updates: list[Update] = []
+        measured: Measurement | None = None
+        lesson: Lesson | None = None
+        of_v: dict[str, Tensor] = {}
         if mutual:
-            trained = [parts.train_v(learner, train, lr) for learner in learners]
-            v_updates = [update for _, update in trained]
+            losses, v_updates = parts.train_v(learners, train, lr)
             measured = parts.measure(learners, train, valid, drawn)
             lesson = Lesson.of(measured, drawn, rows)
             flow = teaching.scrutiny(lesson.losses)
             students = self._students(flow)
-            of_v = {"train_loss_v": torch.stack([loss for loss, _ in trained]), "flow": flow}
+            of_v = {"train_loss_v": torch.stack(losses), "flow": flow}
             if teaching.batch == "valid":
                 of_v["valid_loss_v"] = torch.stack([loss.detach() for loss in measured.losses])
 
-        train_losses, w_updates, taught = [], [], []
-        for k, learner in zip(rows.indices(len(learners)), learners, strict=True):
-            loss, term, update = parts.train_w(k, learner, train, valid, lesson if k in students else None, lr)
-            train_losses.append(loss)
-            taught.append(term)
-            w_updates.append(update)
-        found = StepTensors(train_loss=torch.stack(train_losses), distill_loss=torch.stack(taught), **of_v)
+        losses, taught, w_updates = parts.train_w(learners, train, valid, lesson, students, lr)
+        found = StepTensors(train_loss=torch.stack(losses), distill_loss=torch.stack(taught), **of_v)
         if phase == "warmup-w":
             return found, None
-        valid_losses, accuracy, u, direct = parts.validate_w(learners, valid)
-        found = replace(found, valid_loss=torch.stack(valid_losses), valid_accuracy=torch.stack(accuracy))
+        losses, accuracy, u, direct = parts.validate_w(learners, valid)
+        found = replace(found, valid_loss=torch.stack(losses), valid_accuracy=torch.stack(accuracy))
         if not second_order:
             return found, direct
         if exact is not None:

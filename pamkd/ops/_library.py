@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,6 +95,12 @@ def _eager(operation: str, device: str) -> bool:
 # It runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost. This is all that
 # torch.compiler.assume_constant_result does, which would import the compiler, and Triton, with every `import pamkd`.
 _eager._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def weight_sets(count: int, dims: Sequence[int | None], *tensors: Tensor | None) -> list[Any]:
+    """Within `torch.vmap` over `count` weight sets, which lie along `dims`: the tensors with these sets as their first dimension."""
+    given = zip(tensors, dims, strict=False)
+    return [t if t is None else t.expand(count, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in given]
 
 
 def deny_double_backward(name: str, advice: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pamkd.ops import mixed_cell_cuda
 from pamkd.ops._checks import check_cell, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, weight_sets
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
@@ -34,7 +35,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     also of a state that is not finite.
 
     With a leading dimension of m weight sets (learners, perturbed copies) on every tensor it computes m cells, on a GPU in the same
-    launches. A cell with full 3x3 convolutions has no GPU kernel.
+    launches; so it does within `torch.vmap`. A cell with full 3x3 convolutions has no GPU kernel.
 
     Args:
         s0: [n, spec.channels, h, w] or [m, n, spec.channels, h, w], the first (preprocessed) input state, any strides;
@@ -59,7 +60,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     if s0.dtype not in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) or not has_kernel("mixed_cell", s0) or _must_be_composed(s0, spec):
         if s0.dim() == 5:
             return torch.stack([reference.mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
-        return reference.mixed_cell(s0, s1, weights, mix, spec).contiguous(memory_format=torch.channels_last)
+        return reference.mixed_cell(s0, s1, weights, mix, spec).movedim(1, -1).contiguous().movedim(-1, 1)  # channels_last, in vmap too
     if s0.dim() == 5 and s0.device.type == "cpu":
         return torch.stack([mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
@@ -128,6 +129,15 @@ def _backward(ctx, grad, _first_halves, _statistics):
 
 
 torch.library.register_autograd("pamkd::mixed_cell_forward", _backward, setup_context=_setup, lib=LIB)
+
+
+@torch.library.register_vmap("pamkd::mixed_cell_forward", lib=LIB)
+def _(info, dims, s0, s1, weights, mix, spec, keep):
+    s0, s1, weights, mix = weight_sets(info.batch_size, dims, s0, s1, weights, mix)
+    nodes = mixed_cell(s0, s1, weights, mix, dataclasses.replace(CellSpec.decode(spec), output="concat"))
+    return (nodes, nodes.new_empty(0), nodes.new_empty(0)), (0, None, None)  # what is kept for backward is kept by the call within
+
+
 deny_double_backward("pamkd::mixed_cell_backward", "use pamkd.reference.mixed_cell.mixed_cell")
 
 

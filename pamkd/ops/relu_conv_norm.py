@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pamkd.ops._checks import check_integers, check_numbers, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, weight_sets
 from pamkd.reference import relu_conv_norm as reference
 
 KERNEL_DTYPES = (torch.float32, torch.float64)
@@ -137,6 +137,16 @@ def _backward(ctx, grad, _z, _statistics):
 
 
 torch.library.register_autograd("pamkd::relu_conv_norm_forward", _backward, setup_context=_setup, lib=LIB)
+
+
+@torch.library.register_vmap("pamkd::relu_conv_norm_forward", lib=LIB)
+def _(info, dims, x, depthwise, pointwise, weight, bias, *options):
+    sets = weight_sets(info.batch_size, dims, x, depthwise, pointwise, weight, bias)
+    each = ([None if t is None else t[m] for t in sets] for m in range(info.batch_size))
+    layers = [torch.ops.pamkd.relu_conv_norm_forward(*tensors, *options) for tensors in each]
+    return tuple(torch.stack(results) for results in zip(*layers, strict=True)), (0, 0, 0)
+
+
 deny_double_backward("pamkd::relu_conv_norm_backward", "use pamkd.reference.relu_conv_norm.relu_conv_norm")
 
 

@@ -92,9 +92,9 @@ def _weight_map(title: str, name: str, learner: int, rows: Sequence[dict[str, An
     for i, candidates in enumerate(operations):
         mixes = [_by_operation(row, name, learner, i) for row in rows]
         values = [[mix.get(o) for mix in mixes] for o in candidates]
-        node, state = places[i] if places else (None, None)
-        label = f"{state_name(state)} → node {node}" if places else f"edge {i}"
-        operation = kept.get((node, state))
+        place = places[i] if places else None
+        label = f"edge {i}" if place is None else f"{state_name(place[1])} → node {place[0]}"
+        operation = None if place is None else kept.get(place)
         marked = candidates.index(operation) if operation in candidates else None
         panels.append(Panel(label, [operation_name(o) for o in candidates], values, marked))
     return heat_map(f"{title}, learner {learner}", "weight", panels, [row["epoch"] for row in rows], low=low, high=high)

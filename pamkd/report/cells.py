@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pamkd.report.charts import COLORS, WIDTH, figure, image, text
 from pamkd.report.markup import Markup, el
@@ -90,7 +90,8 @@ def _graph(genes: Sequence[Gene], concat: Sequence[int]) -> tuple[list[list[Item
     States have even ranks, the operations of a node the rank before it, the output the last. What a state sends further
     than one rank runs through lanes, one per rank, shared by all its readers.
     """
-    levels, filled = [0, 0], defaultdict(int)
+    levels = [0, 0]
+    filled: defaultdict[int, int] = defaultdict(int)
     for node in range(len(genes) // 2):
         level = 1 + max(levels[state] for _, state in genes[2 * node : 2 * node + 2])
         while filled[level] == NODES_PER_LEVEL:
@@ -141,7 +142,12 @@ def _order(ranks: list[list[Item]], edges: list[Edge]) -> list[list[Item]]:
                 position = {item: i for i, item in enumerate(beside)}
                 near = above if down else below
 
-                def barycentre(item: Item, near=near, position=position, own=order[r]) -> float:
+                def barycentre(
+                    item: Item,
+                    near: Mapping[Item, Sequence[Item]] = near,
+                    position: dict[Item, int] = position,
+                    own: list[Item] = order[r],
+                ) -> float:
                     found = [position[other] for other in near[item]]
                     return sum(found) / len(found) if found else own.index(item) * len(position) / len(own)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pamkd.report.markup import Markup, el, join, significant
@@ -59,7 +59,7 @@ def thin(points: Sequence[Point], limit: int) -> list[Point]:
     if size <= 1:
         return list(points)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(_mean([x for x, _ in group]), _mean([y for _, y in group if y is not None])) for group in groups]
+    return [(sum(x for x, _ in group) / len(group), _mean([y for _, y in group if y is not None])) for group in groups]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -152,7 +152,7 @@ def line_chart(
     return figure(title, legend([(line.name, line.style) for line in main], moments), svg, note=note)
 
 
-def _draw(line: Line, px, py) -> list[Markup]:
+def _draw(line: Line, px: Callable[[float], float], py: Callable[[float], float]) -> list[Markup]:
     parts, path, run = [], [], 0
     known = [(x, y) for x, y in line.points if y is not None]
     color = f"c{line.style % COLORS}"

@@ -15,7 +15,7 @@ POINTS = 150  # of a line of single steps
 def search_curves(run: Run) -> Markup:
     if not run.epochs and not run.steps:
         return join()
-    mutual, options = run.learners > 1, {"end": epoch_end(run), "marks": phase_marks(run)}
+    mutual, end, marks = run.learners > 1, epoch_end(run), phase_marks(run)
     learners = range(run.learners)
 
     def chart(title: str, unit: str, name: str, *, scale: float = 1.0, steps: bool = True, **more: Any) -> Markup:
@@ -26,7 +26,7 @@ def search_curves(run: Run) -> Markup:
             return join()
         if not any(y is not None for line in lines if not line.faint for _, y in line.points):
             lines = [Line(f"learner {k}", _by_step(run, name, k, scale), k) for k in learners]
-        return line_chart(title, unit, lines, **options, **more)
+        return line_chart(title, unit, lines, end=end, marks=marks, **more)
 
     charts = [
         chart("Validation accuracy of W", "accuracy (%)", "valid_accuracy", scale=100),
@@ -41,7 +41,7 @@ def search_curves(run: Run) -> Markup:
         ]
     speed = Line("all learners", [(row["epoch"] + 1, number(row.get("images_per_s"))) for row in run.epochs], 5)
     if any(y is not None for _, y in speed.points):
-        charts.append(line_chart("Speed", "training images per second", [speed], end=options["end"], low=0))
+        charts.append(line_chart("Speed", "training images per second", [speed], end=end, low=0))
     shown = [part for part in charts if part]
     note = "Strong lines: one value per epoch, on all validation images for W. Faint lines: single steps"
     size = math.ceil(len(run.steps) / POINTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pamkd.report.charts import Line, Panel, chosen_epochs, heat_map, line_chart, table
 from pamkd.report.curves import epoch_end, phase_marks
 from pamkd.report.markup import Markup, el, join, significant
@@ -47,7 +49,7 @@ def knowledge_flow(run: Run) -> Markup:
     return join(el("p", intro), _flow_table(weights, shares, high), el("div", *charts, class_="grid"))
 
 
-def _flow_table(weights: list, shares: list, high: float) -> Markup:
+def _flow_table(weights: list[Any], shares: list[Any], high: float) -> Markup:
     """Means over the epochs: students are rows, teachers columns."""
     count = len(weights[0])
     rows = []

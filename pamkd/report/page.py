@@ -53,7 +53,7 @@ def document(title: str, about: str, parts: Iterable[Section], source: str) -> s
 def _what(run: Run) -> str:
     if run.is_evaluation:
         return "evaluation of an architecture"
-    order = {"first": "first-order", "second": "second-order"}.get(run.config.get("order"), "")
+    order = {"first": "first-order", "second": "second-order"}.get(str(run.config.get("order")), "")
     method = run.config.get("method", "pamkd")
     return f"{order} {method} search in the space {run.config.get('space', '?')} with {plural(run.learners, 'learner')}".strip()
 

@@ -131,7 +131,7 @@ def matrix(value: Any, rows: int, columns: int) -> list[list[float | None]]:
     return [numbers(entries[i] if i < len(entries) else None, columns) for i in range(rows)]
 
 
-def entry(value: Any, *path: str | int) -> Any:
+def entry(value: Any, *path: str | int | None) -> Any:
     """`value[path[0]][path[1]]...`, None where there is no such entry."""
     for key in path:
         try:
@@ -149,10 +149,10 @@ def retained(run: Run) -> tuple[Architecture | None, int | None]:
     if not run.epochs:
         return None, None
     losses = numbers(run.epochs[-1].get("valid_loss"), run.learners)
-    known = [k for k, loss in enumerate(losses) if loss is not None]
+    known = {k: loss for k, loss in enumerate(losses) if loss is not None}
     if not known:
         return None, None
-    best = min(known, key=losses.__getitem__)
+    best = min(known, key=known.__getitem__)
     return genotype_of(run.epochs[-1], best), best
 
 

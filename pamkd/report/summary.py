@@ -91,8 +91,8 @@ def _evaluation_facts(run: Run) -> list[tuple[str, str, str]]:
         last = next((value for value in reversed(rows) if value is not None), None)
         facts.append(("Test error so far", percent(last), f"after epoch {run.epochs[-1]['epoch'] + 1}" if run.epochs else "no epoch done"))
     for name, title in (("parameters", "Parameters"), ("multiply_adds", "Multiply-adds")):
-        if size[name] is not None:
-            facts.append((title, millions(size[name]), f"{size[name]:,.0f}" + (" per image" if name == "multiply_adds" else "")))
+        if (value := size[name]) is not None:
+            facts.append((title, millions(value), f"{value:,.0f}" + (" per image" if name == "multiply_adds" else "")))
     return facts
 
 

@@ -46,7 +46,7 @@ def report(config: ReportConfig) -> Path:
     """`pamkd report`."""
     if (config.run is None) == (not config.compare):
         raise ValueError("pamkd report takes either one run folder or --compare with several")
-    return write_comparison(config.compare, config.out) if config.compare else write_report(config.run, config.out)
+    return write_comparison(config.compare, config.out) if config.run is None else write_report(config.run, config.out)
 
 
 def _write(text: str, out: Path) -> Path:

@@ -47,7 +47,8 @@ class ReproduceConfig:
 def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run what is missing and write the table. Raises ValueError for an unknown table or row; returns the files written."""
     scale = _scale(config)
-    root = config.out / (f"{config.scale}-{config.data.resolve().name}" if scale.dataset == "folder" else config.scale)
+    pictures = f"-{config.data.resolve().name}" if config.data is not None and scale.dataset == "folder" else ""
+    root = config.out / (config.scale + pictures)
     if config.what == "figure1":
         return figure1(config, root)
     if config.what not in TABLES:
@@ -58,7 +59,8 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         rows = [dataclasses.replace(row, space=config.space) for row in rows]
     if not rows:
         raise ValueError(f"no row of {config.what} matches {' '.join(config.rows)}; rows are {', '.join(row.key for row in table.rows)}")
-    units, missing = [], []
+    units: list[Unit] = []
+    missing: list[str] = []
     for row in rows:
         try:
             units += _units(config, scale, row, root)
@@ -68,7 +70,7 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         if config.list:
             print(f"{'done   ' if unit.done else 'to run '} {unit.row.key} {unit.column} seed {unit.seed}: {unit.commands()}")
         elif not unit.done:
-            print(f"{config.what} {unit.row.key} {unit.column} seed {unit.seed}: {unit.search.out}", file=sys.stderr, flush=True)
+            print(f"{config.what} {unit.row.key} {unit.column} seed {unit.seed}: {unit.search.folder}", file=sys.stderr, flush=True)
             unit.run()
     for sentence in missing:
         print(f"left out: {sentence}", file=sys.stderr)
@@ -86,14 +88,13 @@ def _scale(config: ReproduceConfig) -> Scale:
 
 
 def _units(config: ReproduceConfig, scale: Scale, row: Row, root: Path) -> Sequence[Unit]:
-    where = {"data": config.data, "threads": config.threads}
     return [
         Unit.of(
             row,
             column,
             seed,
-            search_config(scale, row, column, seed, **where),
-            evaluation_config(scale, row, column, seed, **where),
+            search_config(scale, row, column, seed, config.data, config.threads),
+            evaluation_config(scale, row, column, seed, config.data, config.threads),
             root,
         )
         for column in columns(scale, row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pamkd.report.charts import CHARACTER, WIDTH, figure, image, legend, rules, text, y_axis
 from pamkd.report.markup import Markup, el
@@ -77,6 +77,6 @@ def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _whisker(x: float, values: Sequence[float], py) -> Markup:
+def _whisker(x: float, values: Sequence[float], py: Callable[[float], float]) -> Markup:
     mean, spread = statistics.mean(values), _spread(values)
     return el("path", d=f"M{x:.1f} {py(mean - spread):.1f}V{py(mean + spread):.1f}", class_="axis")

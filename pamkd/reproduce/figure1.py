@@ -3,7 +3,7 @@
 Three initial models V are trained by themselves, the second for a tenth of the steps. Then fresh W are trained for the same
 number of steps, taught by these V, which stay as they are: by nobody, as in MKD, KDCL and AFD (each by the V before it), and as in
 PAMKD, with its own lambda, a tenth of it, and the mean over pairs of groups. Architectures stand still. Accuracies are on the test images.
-The paper states neither dataset nor how weak its learner 2 was; at the scale `paper` this takes CIFAR-100 and the search of Sec. 4.2.
+The paper states neither dataset nor how weak its learner 2 was; at the scale paper this takes CIFAR-100 and the search of Sec. 4.2.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pamkd.data import Batches, derived_seed, generator, halves, load_dataset
 from pamkd.methods.afd import Afd
+from pamkd.methods.method import SupernetLearner
 from pamkd.methods.pamkd import Pamkd
 from pamkd.methods.second_kdcl import SecondKdcl
 from pamkd.methods.second_mkd import SecondMkd
@@ -36,13 +37,14 @@ from pamkd.reproduce.write import write_files
 from pamkd.runs.augmentation import augmentations
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.logs import write_json
+from pamkd.runs.options import DatasetName
 from pamkd.runs.schedule import cosine
 from pamkd.spaces.darts import Darts
 from pamkd.spaces.supernet import Supernet
 from pamkd.transfer.grs import GroupRelativeSimilarity
 from pamkd.transfer.pseudo_labels import PseudoLabels
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner, Lesson, Teaching
+from pamkd.trilevel.step import Lesson, Teaching
 
 
 @dataclass
@@ -57,7 +59,7 @@ class SecondAfd(TwoSets):
 
         return Teaching(PseudoLabels(self.temperature), self.temperature**2, before, "train")
 
-    def start(self, learners: Sequence[Learner]) -> None:
+    def start(self, learners: Sequence[SupernetLearner]) -> None:
         self._pairs = [Afd(seed=k) for k in range(len(learners))]
         for pair, learner in zip(self._pairs, learners, strict=True):
             pair.start([learner, learner])
@@ -66,10 +68,10 @@ class SecondAfd(TwoSets):
         for pair in self._pairs:
             pair.begin_epoch(epoch, epochs)
 
-    def finish_step(self, learners: Sequence[Learner], train: Batch) -> None:
+    def finish_step(self, learners: Sequence[SupernetLearner], train: Batch) -> None:
         """V_{k-1} enters each step as it is; what AFD makes of it is thrown away."""
         for k, pair in enumerate(self._pairs):
-            teacher = Learner.create(learners[k - 1].network, learners[k - 1].alphas.detach(), learners[k - 1].v, learners[k - 1].v)
+            teacher = SupernetLearner.create(learners[k - 1].network, learners[k - 1].alphas.detach(), learners[k - 1].v, learners[k - 1].v)
             pair.finish_step([teacher, learners[k]], train)
 
 
@@ -87,7 +89,7 @@ METHODS: dict[str, Callable[[], TwoSets] | None] = {
 
 @dataclass(frozen=True)
 class Size:
-    dataset: str
+    dataset: DatasetName
     epochs: int
     channels: int
     cells: int
@@ -202,31 +204,28 @@ class Scene:
         pairs = zip(range(self.total), self.train.forever(), self.valid.forever(), strict=False)
         return ((step, Batch(*a), Batch(*b)) for step, a, b in pairs)
 
-    def initial(self) -> list[Learner]:
+    def initial(self) -> list[SupernetLearner]:
         """Learners whose V are trained, the weak one's for a tenth of the steps."""
         learners = []
         for k in range(LEARNERS):
             alphas = self.network.init_alphas(generator(self.seed, "alphas", k))
             v, w = (self.network.init_weights(generator(self.seed, name, k)) for name in "vw")
-            learners.append(Learner.create(self.network, alphas, v, w))
+            learners.append(SupernetLearner.create(self.network, alphas, v, w))
         parts = Pamkd().parts
         for step, batch, _ in self.steps():
-            for k, learner in enumerate(learners):
-                if k != WEAK or step < self.total // 10:
-                    parts.train_v(learner, batch, self.lr(step))
+            parts.train_v([learner for k, learner in enumerate(learners) if k != WEAK or step < self.total // 10], batch, self.lr(step))
         return learners
 
-    def taught(self, learners: Sequence[Learner], kind: Callable[[], TwoSets] | None) -> list[Learner]:
+    def taught(self, learners: Sequence[SupernetLearner], kind: Callable[[], TwoSets] | None) -> list[SupernetLearner]:
         """The same learners with W trained and taught by V in this way (None: by nobody)."""
-        taught = [Learner.create(self.network, learner.alphas.detach().clone(), learner.v, learner.w) for learner in learners]
+        taught = [SupernetLearner.create(self.network, learner.alphas.detach().clone(), learner.v, learner.w) for learner in learners]
         method = (kind or Pamkd)()
         method.start(taught)
         for step, batch, other in self.steps():
             if not step % len(self.train):
                 method.begin_epoch(step // len(self.train), self.size.epochs)
             lesson = _lesson(method.parts, taught, batch, other, derived_seed(self.seed, "groups", step)) if kind else None
-            for k, learner in enumerate(taught):
-                method.parts.train_w(k, learner, batch, other, lesson, self.lr(step))
+            method.parts.train_w(taught, batch, other, lesson, range(LEARNERS) if lesson else (), self.lr(step))
             if isinstance(method, SecondAfd):
                 method.finish_step(taught, batch)
         return taught
@@ -240,7 +239,7 @@ class Scene:
         return 100 * right / count
 
 
-def _lesson(parts: Any, learners: list[Learner], train: Batch, valid: Batch, seed: int) -> Lesson:
+def _lesson(parts: Any, learners: list[SupernetLearner], train: Batch, valid: Batch, seed: int) -> Lesson:
     context = parts.teaching.transfer.draw(train if parts.teaching.batch == "train" else valid, seed)
     with torch.no_grad():
         return Lesson.of(parts.measure(learners, train, valid, context), context)

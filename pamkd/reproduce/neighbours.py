@@ -53,8 +53,8 @@ def compare_neighbours(units: Sequence[Unit], path: Path) -> list[str]:
 def embed(config: SearchConfig, dataset: ImageDataset) -> Tensor:
     """[n, d]: embeddings of a finished search's retained learner, BatchNorm on each batch's own statistics."""
     state = SearchState(config, build_supernet(config, len(dataset.classes), dataset.image_shape[0]))
-    checkpoint.restore(config.out / CHECKPOINT, state.restore)
-    learner = state.learners[json.loads((config.out / "result.json").read_text())["learner"]]
+    checkpoint.restore(config.folder / CHECKPOINT, state.restore)
+    learner = state.learners[json.loads((config.folder / "result.json").read_text())["learner"]]
     plain = Augment(dataset.mean, dataset.std)
     batches = Batches(dataset, None, config.batch_size, seed=0, stream="test", augment=plain, drop_last=False, shuffle=False)
     return torch.cat([learner.network.forward(learner.w, learner.alphas, images).embedding for images, _ in batches.epoch(0)])
@@ -79,8 +79,8 @@ def picture_grid(dataset: ImageDataset, nearest: Mapping[str, Tensor], path: Pat
     for line, query in enumerate(queries.tolist()):
         rows = [(0, query)] + [(1 + block, row) for block, found in enumerate(nearest.values()) for row in found[query].tolist()]
         for place, (block, row) in enumerate(rows):
-            pixels, _ = dataset.read(torch.tensor([row]))
-            picture = Image.fromarray(pixels[0].expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+            pixels, _ = dataset[row]
+            picture = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
             where = (place * width * ZOOM + block * GAP, line * (height * ZOOM + GAP))
             sheet.paste(picture.resize((width * ZOOM, height * ZOOM), Image.Resampling.NEAREST), where)
     sheet.save(path)

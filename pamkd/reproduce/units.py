@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pamkd.report.run_folder import number, read_run
+from pamkd.report.run_folder import read_run
+from pamkd.report.summary import seconds_of
 from pamkd.reproduce.paper import Row
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate import evaluate
@@ -45,8 +46,10 @@ class Unit:
     @classmethod
     def of(cls, row: Row, column: str, seed: int, search: SearchConfig, evaluation: EvaluateConfig, root: Path) -> Unit:
         """The unit with its folders below `root`, named by what is computed: another row that needs the same run finds it."""
-        what = {"search": _changed(search), "evaluation": _changed(evaluation)}
-        what = {part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in what.items()}
+        configs = {"search": _changed(search), "evaluation": _changed(evaluation)}
+        what: dict[str, Any] = {
+            part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in configs.items()
+        }
         if search.dataset == "folder" and search.data is not None:  # other datasets are the same wherever they lie
             what["data"] = str(search.data.resolve())
         folder = root / f"{row.method}-{row.space}-{search.dataset}-{digest(what)}" / f"seed-{seed}"
@@ -60,11 +63,11 @@ class Unit:
 
     @property
     def done(self) -> bool:
-        return (self.evaluation.out / "result.json").is_file()
+        return (self.evaluation.folder / "result.json").is_file()
 
     def run(self) -> None:
         """Search and evaluate what is still missing."""
-        if not (self.search.out / "result.json").is_file():
+        if not (self.search.folder / "result.json").is_file():
             search(from_checkpoint(self.search))
         if not self.done:
             evaluate(from_checkpoint(self.evaluation))
@@ -72,20 +75,23 @@ class Unit:
     def measured(self) -> Measured | None:
         if not self.done:
             return None
-        run = read_run(self.search.out)
+        run = read_run(self.search.folder)
+        if run.evaluation is None:
+            return None
         return Measured(
             self.seed,
             100 * run.evaluation.result["test_error_mean"],
             100 * run.evaluation.epochs[-1].get("test_error_top5", math.nan),
             min(run.result["valid_loss"]),
             run.evaluation.result["parameters"],
-            *(sum(number(row.get("seconds")) or 0.0 for row in part.epochs) for part in (run, run.evaluation)),
+            seconds_of(run),
+            seconds_of(run.evaluation),
         )
 
     def commands(self) -> str:
         """The same by hand."""
         words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in _changed(self.search) if name != "tensorboard")
-        return f"pamkd search {words}  &&  pamkd evaluate --run {self.search.out}"
+        return f"pamkd search {words}  &&  pamkd evaluate --run {self.search.folder}"
 
 
 def digest(what: Any) -> str:

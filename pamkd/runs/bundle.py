@@ -32,5 +32,5 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], Step]:
     tensors, meta = checkpoint.load(path)
     if "step_of" not in meta:
         raise ValueError(f"{path} is a checkpoint, no step: needed is the {BUNDLE} of a run folder")
-    batches = (Batch(*(tensors[f"{name}.{part}"] for part in Batch._fields)) for name in ("train", "valid"))
-    return tensors, meta, Step(*batches, **meta["step_of"])
+    train, valid = (Batch(*(tensors[f"{name}.{part}"] for part in Batch._fields)) for name in ("train", "valid"))
+    return tensors, meta, Step(train, valid, **meta["step_of"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pamkd.spaces.architecture import architecture_from_json
 
 WINDOW, FACTOR, DELTA, START = 5, 1.3, 4, 10  # of the rule of Zela et al. 2020 for the dominant eigenvalue
+LEAST_ENTROPY = 0.1  # as a share of that of equal weights
 
 
 class Collapse(NamedTuple):
@@ -16,16 +18,23 @@ class Collapse(NamedTuple):
 
 
 def judge(rows: Sequence[dict[str, Any]]) -> Collapse | None:
-    """Whether the last of these epochs shows a collapse of any learner: too many skip connections, or a rising eigenvalue."""
-    epoch = rows[-1]["epoch"]
-    for k, genotype in enumerate(rows[-1]["genotypes"]):
-        share = architecture_from_json(genotype).skip_share
-        if share > 0.5:
-            return Collapse(f"{100 * share:.0f} % of the operations of learner {k} are skip connections", _before_skips(rows, k))
+    """Whether the last of these epochs shows a collapse of any learner: too many skip connections, mixtures without entropy, or a
+    rising eigenvalue."""
+    epoch, learners = rows[-1]["epoch"], range(len(rows[-1]["genotypes"]))
+    for k in learners:
+        share = _skip_share(rows[-1], k)
+        if share > _most_skips(rows[-1], k):
+            fine = [row["epoch"] for row in rows if _skip_share(row, k) <= _most_skips(row, k)]
+            good = max(fine, default=rows[0]["epoch"])
+            return Collapse(f"{100 * share:.0f} % of the operations of learner {k} are skip connections", good)
+        share = _entropy_share(rows[-1], k)
+        if share < LEAST_ENTROPY:
+            good = max((row["epoch"] for row in rows if _entropy_share(row, k) >= LEAST_ENTROPY), default=rows[0]["epoch"])
+            return Collapse(f"learner {k} can hardly change any more: its mixtures have {100 * share:.0f} % of their largest entropy", good)
     measured = [(row["epoch"], row["eigenvalues"]) for row in rows if row.get("eigenvalues")]
     if not measured or measured[-1][0] != epoch:
         return None
-    for k in range(len(rows[-1]["genotypes"])):
+    for k in learners:
         good = rising([(at, values[k]) for at, values in measured])
         if good is not None:
             return Collapse(f"the dominant eigenvalue of learner {k}'s architecture Hessian rises", good)
@@ -49,6 +58,23 @@ def rising(values: Sequence[tuple[int, float]]) -> int | None:
     return good if good >= START and before > 0 and now / before > FACTOR else None
 
 
-def _before_skips(rows: Sequence[dict[str, Any]], learner: int) -> int:
-    fine = [row["epoch"] for row in rows if architecture_from_json(row["genotypes"][learner]).skip_share <= 0.5]
-    return max(fine, default=rows[0]["epoch"])
+def _skip_share(row: dict[str, Any], learner: int) -> float:
+    return architecture_from_json(row["genotypes"][learner]).skip_share
+
+
+def _most_skips(row: dict[str, Any], learner: int) -> float:
+    """Half-way between the share of skip connections in a random architecture of the space and 1: in S2 every second one is."""
+    edges = _candidates(row, learner)
+    chance = sum("skip_connect" in names and 1 / len(set(names) - {"none"}) for names in edges) / len(edges)
+    return (1 + chance) / 2
+
+
+def _entropy_share(row: dict[str, Any], learner: int) -> float:
+    """Entropy of the mixtures as a share of that of equal weights."""
+    edges = _candidates(row, learner)
+    largest = sum(math.log(len(names)) for names in edges) / len(edges)
+    return row["entropy"][learner] / largest if largest else 1.0
+
+
+def _candidates(row: dict[str, Any], learner: int) -> list[Sequence[str]]:
+    return [names for cell in row["operations"].values() for names in cell[learner]]

@@ -84,6 +84,9 @@ class SearchConfig(RunOptions):
     """Of activations in the passes of V, W and A. Weights, statistics, losses and the passes of finite differences stay float32."""
     cuda_graphs: bool = False
     """Capture each step as one CUDA graph (docs/gpu.md)."""
+    stacked: bool | None = None
+    """Make passes of one kind, those of all learners and both of a central difference, in one call of the network: fewer launches, more
+    memory (docs/gpu.md). Default: on a GPU, in spaces whose passes draw nothing."""
     lr: float = 0.025
     """Learning rate of V and W at the start; falls to `lr_min` along a cosine."""
     lr_min: float = 0.001
@@ -110,7 +113,7 @@ class SearchConfig(RunOptions):
     eigenvalue_every: int = 0
     """Epochs between two measurements of the dominant eigenvalue of the architectures' Hessian; 0: none."""
     stop_on_collapse: bool = False
-    """End the search where it collapses (too many skip connections, a rising eigenvalue) and keep the last good genotype."""
+    """End the search where it collapses (many skip connections, no entropy left, a rising eigenvalue) and keep the last good genotype."""
     train_portion: float = 0.5
     """Share of the training set that trains weights; the rest validates and trains architectures. (imagenet: 10 % and 2.5 %.)"""
     seed: int = 0
@@ -188,6 +191,17 @@ class SearchConfig(RunOptions):
 
     def options_of_the_space(self) -> dict[str, Any]:
         return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in self.space_options)}
+
+    @property
+    def stacks(self) -> bool:
+        """Whether passes of networks that stack are made at once."""
+        return self.device.startswith("cuda") if self.stacked is None else self.stacked
+
+    @property
+    def stacked_passes(self) -> int:
+        """So many passes are made at once at most, where all learners are here and their networks stack."""
+        ends = 2 if self.order == "second" and self.hypergradient == "finite" else 1
+        return ends * self.learners if self.stacks else 1
 
     def phase(self, epoch: int) -> Literal["warmup-v", "warmup-w", "search"]:
         """The phase of an epoch of a stage."""

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pamkd.methods.method import Method, Phase, StepReport, StepTensors
+from pamkd.methods.method import Method, Phase, StepReport, StepTensors, SupernetLearner
 from pamkd.trilevel.finite import Noted
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner
 
 WARM_UP = 2  # steps before the capture: kernels are compiled, libraries make their workspaces
 
@@ -23,7 +22,7 @@ WARM_UP = 2  # steps before the capture: kernels are compiled, libraries make th
 class Recorded:
     """What a step leaves; after a capture, the tensors that every replay fills anew."""
 
-    learners: list[Learner]  # with the new weights
+    learners: list[SupernetLearner]  # with the new weights
     found: StepTensors
     hypergradient: list[Tensor] | None
     noted: Noted
@@ -31,11 +30,14 @@ class Recorded:
 
 @dataclass(frozen=True)
 class _Graph:
-    key: tuple
+    key: tuple[Any, ...]
     tensors: list[Tensor]  # of the learners, read where they lie
     inputs: list[Tensor]  # batches and draws, copied in
     replay: Callable[[], None]
     recorded: Recorded
+
+    def fits(self, key: tuple[Any, ...], tensors: list[Tensor]) -> bool:
+        return self.key == key and all(one is other for one, other in zip(self.tensors, tensors, strict=True))
 
 
 class GraphedStep:
@@ -52,19 +54,19 @@ class GraphedStep:
         self._graph: _Graph | None = None
 
     def __call__(
-        self, learners: Sequence[Learner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
+        self, learners: Sequence[SupernetLearner], train: Batch, valid: Batch, *, lr: float, phase: Phase, seed: int
     ) -> tuple[StepReport, list[Tensor] | None]:
         drawn = self._method.draw(train, valid, phase=phase, learners=len(learners), seed=seed)
         values, tree = tree_flatten((train, valid, drawn))
         moments = tuple(dataclasses.replace(learner.network.moment, seed=0) for learner in learners)
         key = (lr, phase, moments, tuple(value.shape for value in values))
         tensors = [tensor for learner in learners for tensor in learner.tensors.values()]
-        if not self._fits(key, tensors):
-            self._graph = None  # its memory is free before the next one takes as much
-            inputs = [value.clone() for value in values]
-            step = self._step(learners, *tree_unflatten(inputs, tree), lr, phase)
-            self._graph = _Graph(key, tensors, inputs, *capture(step))
         graph = self._graph
+        if graph is None or not graph.fits(key, tensors):
+            graph = self._graph = None  # its memory is free before the next one takes as much
+            inputs = [value.clone() for value in values]
+            train, valid, drawn = tree_unflatten(inputs, tree)
+            graph = self._graph = _Graph(key, tensors, inputs, *capture(self._step(learners, train, valid, drawn, lr, phase)))
         for place, value in zip(graph.inputs, values, strict=True):
             place.copy_(value)
         graph.replay()
@@ -76,11 +78,9 @@ class GraphedStep:
                     place.copy_(getattr(updated, name))
         return report, graph.recorded.hypergradient
 
-    def _fits(self, key: tuple, tensors: list[Tensor]) -> bool:
-        graph = self._graph
-        return graph is not None and graph.key == key and all(one is other for one, other in zip(graph.tensors, tensors, strict=True))
-
-    def _step(self, learners: Sequence[Learner], train: Batch, valid: Batch, drawn: Any, lr: float, phase: Phase) -> Callable[[], Recorded]:
+    def _step(
+        self, learners: Sequence[SupernetLearner], train: Batch, valid: Batch, drawn: Any, lr: float, phase: Phase
+    ) -> Callable[[], Recorded]:
         def step() -> Recorded:
             twins = [dataclasses.replace(learner) for learner in learners]
             found, hypergradient = self._method.take(twins, train, valid, lr=lr, phase=phase, drawn=drawn)

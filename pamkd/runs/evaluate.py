@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import Batches, derived_seed, generator, load_dataset, number_of_classes
+from pamkd.data import Augmentation, Batches, derived_seed, generator, load_dataset, number_of_classes
 from pamkd.distributed import Columns, Mesh, is_main_process, open_mesh
 from pamkd.runs import checkpoint
 from pamkd.runs.augmentation import augmentations
@@ -63,11 +63,11 @@ class Evaluation:
     def run(
         self,
         genotype: Architecture,
-        train: Dataset,
-        test: Dataset,
+        train: Dataset[Any],
+        test: Dataset[Any],
         *,
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-        plain: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        augment: Augmentation | None = None,
+        plain: Augmentation | None = None,
         classes: int | None = None,
         facts: dict[str, Any] | None = None,
     ) -> EvaluationResult:
@@ -84,10 +84,10 @@ class Evaluation:
         self,
         mesh: Mesh,
         genotype: Architecture,
-        train: Dataset,
-        test: Dataset,
-        augment: Callable | None,
-        plain: Callable | None,
+        train: Dataset[Any],
+        test: Dataset[Any],
+        augment: Augmentation | None,
+        plain: Augmentation | None,
         classes: int,
         facts: dict[str, Any],
     ) -> EvaluationResult:
@@ -95,17 +95,17 @@ class Evaluation:
         columns = mesh.columns.group.size
         config.require(config.batch_size % columns == 0, "batch_size", f"a multiple of {columns}, the processes that share each batch")
         images, _ = next(iter(self._test_batches(test, classes, plain, config.seeds[0]).epoch(0)))
-        image = list(images.shape[1:])
-        options = {"channels": config.channels, "cells": config.cells, "classes": classes, "image_channels": image[0]}
+        channels, height, width = images.shape[1:]
+        options: dict[str, Any] = {"channels": config.channels, "cells": config.cells, "classes": classes, "image_channels": channels}
         options |= {"stem": config.stem, "auxiliary": config.auxiliary > 0, "auxiliary_norm": config.auxiliary_norm}
         state = _State(config, genotype, options, mesh)
-        size = {"parameters": state.network.num_parameters, "multiply_adds": multiply_adds(state.network, tuple(image[1:]))}
-        described = facts | {"image": image}
+        size = {"parameters": state.network.num_parameters, "multiply_adds": multiply_adds(state.network, (height, width))}
+        described = facts | {"image": [channels, height, width]}
         if config.out is not None and not config.resume and mesh.main:
             open_folder(config, {"seeds": list(config.seeds)} | described | {"network": size})
         metrics = Metrics(config.out, tensorboard=config.tensorboard, writes=mesh.main)
         if config.resume:
-            checkpoint.restore(config.out / CHECKPOINT, state.restore)
+            checkpoint.restore(config.folder / CHECKPOINT, state.restore)
             metrics.rewind(lambda row: (config.seeds.index(row["seed"]), row["epoch"]) < (state.place, state.epoch))
             mesh.wait()  # all have read what the main process now writes on
         else:
@@ -122,23 +122,44 @@ class Evaluation:
             write_json(config.out / "result.json", found | {"genotype": genotype.to_json()})
         return result
 
-    def _test_batches(self, dataset: Dataset, classes: int, plain: Callable | None, seed: int) -> Batches:
+    def _test_batches(self, dataset: Dataset[Any], classes: int, plain: Augmentation | None, seed: int) -> Batches:
         config = self.config
-        options = {"classes": classes, "device": config.device, "workers": config.workers, "drop_last": False, "shuffle": False}
-        return Batches(dataset, None, config.batch_size, seed=seed, stream="test", augment=plain, **options)
+        return Batches(
+            dataset,
+            None,
+            config.batch_size,
+            seed=seed,
+            stream="test",
+            classes=classes,
+            augment=plain,
+            device=config.device,
+            workers=config.workers,
+            drop_last=False,
+            shuffle=False,
+        )
 
-    def _train_batches(self, dataset: Dataset, classes: int, augment: Callable | None, seed: int, columns: Columns) -> Batches:
+    def _train_batches(self, dataset: Dataset[Any], classes: int, augment: Augmentation | None, seed: int, columns: Columns) -> Batches:
         config = self.config
-        options = {"classes": classes, "device": config.device, "workers": config.workers, "columns": columns}
-        return Batches(dataset, None, config.batch_size, seed=seed, stream="evaluation", augment=augment, **options)
+        return Batches(
+            dataset,
+            None,
+            config.batch_size,
+            seed=seed,
+            stream="evaluation",
+            classes=classes,
+            augment=augment,
+            device=config.device,
+            workers=config.workers,
+            columns=columns,
+        )
 
     def _train(
         self,
         state: _State,
-        train: Dataset,
-        test: Dataset,
-        augment: Callable | None,
-        plain: Callable | None,
+        train: Dataset[Any],
+        test: Dataset[Any],
+        augment: Augmentation | None,
+        plain: Augmentation | None,
         metrics: Metrics,
         facts: dict[str, Any],
     ) -> None:
@@ -196,8 +217,14 @@ class _State:
             torch.manual_seed(derived_seed(seed, "evaluation network"))
             self.network = network_of(self.genotype, **self.options).to(config.device)
         share_batches(self.network, self.mesh.columns)
-        rule = {"momentum": config.momentum, "weight_decay": config.weight_decay, "nesterov": config.nesterov}
-        self.optimizer = torch.optim.SGD(self.network.parameters(), config.lr, **rule, fused=config.device.startswith(("cpu", "cuda")))
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            fused=config.device.startswith(("cpu", "cuda")),
+        )
         self.epoch = 0
         self._clear()
 
@@ -212,7 +239,8 @@ class _State:
             group["lr"] = config.learning_rate(self.epoch)
         drop_path = config.drop_path * self.epoch / config.epochs
         output = self.network.train()(images, drop_path, generator(seed, "drop-path", self.epoch, self.step))
-        output = EvaluationOutput(*(None if part is None else self.mesh.columns.gather(part)[0] for part in output))
+        (logits,), auxiliary = self.mesh.columns.gather(output.logits), output.auxiliary
+        output = EvaluationOutput(logits, None if auxiliary is None else self.mesh.columns.gather(auxiliary)[0])
         loss = F.cross_entropy(output.logits, labels, label_smoothing=config.label_smoothing)
         total = loss
         if output.auxiliary is not None:
@@ -326,10 +354,12 @@ class _State:
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """`pamkd evaluate`: load dataset and genotype, train and test with each seed, write the folder and print the result."""
     genotype = find_genotype(config)
-    where = {"image_size": config.image_size, "download": config.download}
-    train, test = (load_dataset(config.dataset, config.data, train=part, **where) for part in (True, False))
+    train, test = (
+        load_dataset(config.dataset, config.data, train=part, image_size=config.image_size, download=config.download)
+        for part in (True, False)
+    )
     augment, plain = augmentations(config, train, color_jitter=True)
-    dataset = {"name": config.dataset, "fingerprint": train.fingerprint(), "test_fingerprint": test.fingerprint()}
+    dataset: dict[str, Any] = {"name": config.dataset, "fingerprint": train.fingerprint(), "test_fingerprint": test.fingerprint()}
     dataset |= {"classes": list(train.classes), "train": len(train), "test": len(test), "mean": list(train.mean), "std": list(train.std)}
     result = Evaluation(config).run(genotype, train, test, augment=augment, plain=plain, facts={"dataset": dataset})
     spread = "" if result.std is None else f" ± {100 * result.std:.2f}"

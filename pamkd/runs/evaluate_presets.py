@@ -46,7 +46,7 @@ _NASBENCH = EvaluateConfig(
     cutout=0,
 )
 # What the papers' evaluations on CIFAR change of DARTS's.
-_CIFAR = {
+_CIFAR: dict[str, dict[str, Any]] = {
     "darts": {},
     "pdarts": {"batch_size": 128, "drop_path": 0.3},
     "pcdarts": {"drop_path": 0.3},
@@ -59,7 +59,7 @@ _CIFAR = {
     "s4": {"channels": 16},
 }
 # On CIFAR-100: RobustDARTS and DARTS- train 16 channels and 8 cells, PR-DARTS drops more paths.
-_CIFAR100 = {
+_CIFAR100: dict[str, dict[str, Any]] = {
     **{space: {"channels": 16, "cells": 8} for space in ("s1", "s2", "s3", "s4", "darts-minus")},
     "prdarts": {"drop_path": 0.4},
 }
@@ -90,10 +90,22 @@ PRESETS: dict[str, EvaluateConfig] = {
     "darts-minus-imagenet": _LINEAR,
     "nasbench201-cifar10": _NASBENCH,
     "nasbench201-cifar100": replace(_NASBENCH, dataset="cifar100"),
-    "nasbench201-imagenet16-120": replace(_NASBENCH, dataset="folder", crop_padding=2),
+    "nasbench201-imagenet16-120": replace(_NASBENCH, dataset="imagenet16-120", crop_padding=2),
     # Half a minute on two cores.
     "digits": _DIGITS,
     "nasbench201-digits": replace(_DIGITS, cells=1),
+}
+
+# The space of published genotypes whose names begin so; of others DARTS's.
+_SPACES = {
+    "|": "nasbench201",
+    "PDARTS": "pdarts",
+    "PC_DARTS": "pcdarts",
+    "PRDARTS": "prdarts",
+    "DrNAS": "drnas",
+    "cifar10_s": "darts-minus",
+    "cifar100_s": "darts-minus",
+    "RobustDARTS_S1": "s1",
 }
 
 
@@ -104,10 +116,11 @@ def preset_of(space: str, dataset: str) -> str | None:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """The words of a command line, before them those that `--run` and the dataset imply.
+    """The words of a command line, before them those that `--run`, `--genotype` and the dataset imply.
 
-    From the run: dataset, its place and image size; the output folder; and the preset of space and dataset. What the command
-    line or its `--config` file says itself is left alone, and with `--resume` all but the folder.
+    From the run: dataset, its place and image size; the output folder; and the preset of the space (of the run or of a published
+    genotype) and the dataset. What the command line or its `--config` file says itself is left alone, and with `--resume` all but the
+    folder.
     """
     argv = list(argv)
     run, file = _value(argv, "--run"), _value(argv, "--config")
@@ -119,7 +132,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     run = run or said.get("run")
     implied: list[str] = []
     dataset = given("dataset")
-    space = "nasbench201" if str(given("genotype")).startswith("|") else "darts"
+    space = next((space for begin, space in _SPACES.items() if str(given("genotype")).startswith(begin)), "darts")
     if run is not None and "--resume" not in argv and (Path(run) / CONFIG_NAME).is_file():
         saved = read_config(Path(run) / CONFIG_NAME)
         space = saved.get("space", space)

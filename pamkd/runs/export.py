@@ -101,6 +101,7 @@ def write_onnx(network: Network, image: tuple[int, int, int], path: Path) -> Non
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
+        assert program is not None  # with dynamo it is one
         program.save(temporary, external_data=False)
         os.replace(temporary, path)
     finally:

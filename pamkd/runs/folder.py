@@ -22,7 +22,7 @@ Options = TypeVar("Options", bound=RunOptions)
 
 def open_folder(config: RunOptions, facts: dict[str, Any]) -> None:
     """Make `config.out` and write configuration and manifest. Raises ValueError where a run is, unless it may be overwritten."""
-    folder = config.out
+    folder = config.folder
     if (folder / CONFIG_NAME).exists():
         if not config.overwrite:
             raise ValueError(
@@ -49,6 +49,6 @@ def continued(config: Options, mesh: Mesh) -> Options:
 
 def from_checkpoint(config: Options) -> Options:
     """The run from its checkpoint where it has one, else from its start (in place of one that was killed before its first checkpoint)."""
-    path = config.out / CHECKPOINT
+    path = config.folder / CHECKPOINT
     begun = path.is_file() or checkpoint.previous(path).is_file()
     return dataclasses.replace(config, resume=begun, overwrite=not begun)

@@ -59,8 +59,8 @@ def interruptible(seconds: float | None = None) -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+        for caught, old in previous.items():
+            signal.signal(caught, old)
 
 
 def seconds_of(duration: str) -> float | None:

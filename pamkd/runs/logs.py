@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pamkd.runs.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 
 class Metrics:
@@ -100,7 +103,7 @@ class Progress:
     """
 
     def __init__(self, total: int, *, done: int = 0, shown: bool = True) -> None:
-        self._bar = self._task = None
+        self._bar: Bar | None = None
         self._shown = shown
         if shown and sys.stderr.isatty():
             from rich.console import Console

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from pamkd.runs.errors import MissingExtra
 from pamkd.runs.evaluate_config import EvaluateConfig, find_genotype
 from pamkd.spaces.nasbench_table import NasBenchTable
 from pamkd.spaces.topology import Topology
+
+# What a file of nas_201_api holds besides plain values: numbers of NumPy, under the names of versions 1 and 2. PyTorch reads no others.
+_SCALAR = np.float64(0).__reduce__()[0]
+_KINDS = [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
+NUMBERS: list[Any] = [(_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar"), np.dtype, *_KINDS]
 
 
 @dataclass(frozen=True)
@@ -40,16 +50,21 @@ def _open(config: LookupConfig) -> NasBenchTable:
     if not config.table.exists():
         raise ValueError(f"there is no table {config.table}")
     if config.table.suffix == ".pth":
-        _need("nas_201_api", "nas-bench-201")
+        _need("nas_201_api")
         from nas_201_api import NASBench201API
 
-        return NasBenchTable.from_official(NASBench201API(str(config.table), verbose=False), config.epochs)
-    _need("nats_bench", "nats_bench")
+        try:
+            with torch.serialization.safe_globals(NUMBERS):
+                api = NASBench201API(str(config.table), verbose=False)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{config.table} holds more than numbers, and reading it could execute code: {str(error)[-200:]}") from error
+        return NasBenchTable.from_official(api, config.epochs)
+    _need("nats_bench")
     from nats_bench import create
 
     return NasBenchTable.from_official(create(str(config.table), "tss", fast_mode=config.table.is_dir(), verbose=False), config.epochs)
 
 
-def _need(module: str, package: str) -> None:
+def _need(module: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise MissingExtra(f"this table needs the package {package}: pip install {package}, or give a CSV file")
+        raise MissingExtra(f"this table needs the package {module}: pip install 'pamkd[nasbench]', or give a CSV file")

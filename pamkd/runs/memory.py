@@ -37,13 +37,15 @@ def peak(device: str) -> int:
 
 
 def warn_if_short(config: SearchConfig, supernet: Supernet, images: Tensor) -> None:
-    """Warn where what one forward pass keeps for its backward pass, a lower bound of what a step needs, exceeds what is available."""
+    """Warn where what the forward passes that are made at once keep for their backward passes, a lower bound of what a step needs, exceeds
+    what is available."""
     there = available(config.device)
     if there is None:
         return
     count = len(images)
     weights, alphas = (make(generator(0)).to(config.device) for make in (supernet.init_weights, supernet.init_alphas))
-    least = kept_bytes(supernet, weights, alphas, images) * config.batch_size // count
+    at_once = config.stacked_passes if supernet.stacks_with(supernet) else 1
+    least = at_once * kept_bytes(supernet, weights, alphas, images) * config.batch_size // count
     if least > there:
         warnings.warn(
             f"a step with a batch of {config.batch_size} images needs at least {gigabytes(least)} of memory, and {gigabytes(there)} are "

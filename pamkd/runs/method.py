@@ -14,7 +14,6 @@ from pamkd.transfer import TRANSFERS
 from pamkd.trilevel.passes import Passes
 from pamkd.trilevel.sgd import SGD
 
-SHARED = {field.name for field in dataclasses.fields(Method)}
 # Options of a search that belong to its method or transfer, under the names that these have for them.
 OPTIONS = {
     "distill_weight": "weight",
@@ -37,11 +36,18 @@ OPTIONS = {
 }
 
 
+def _fields(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+
+
+SHARED = _fields(Method)
+
+
 def readers(method: str, transfer: str | None) -> set[str]:
     """The options of `OPTIONS` that this method, or the transfer inside it, reads."""
-    names = {field.name for field in dataclasses.fields(METHODS[method])} - SHARED
+    names = _fields(METHODS[method]) - SHARED
     if "transfer" in names:
-        names |= {field.name for field in dataclasses.fields(TRANSFERS[transfer or "grs"])}
+        names |= _fields(TRANSFERS[transfer or "grs"])
     return {option for option, name in OPTIONS.items() if name in names}
 
 
@@ -50,11 +56,15 @@ def method_of(config: Any, rows: Rows = ALL_HERE) -> Method:
     given = {name: getattr(config, option) for option, name in OPTIONS.items() if getattr(config, option) is not None}
     kind = METHODS[config.method]
     options = _of(kind, given)
-    if "transfer" in {field.name for field in dataclasses.fields(kind)}:
+    if "transfer" in _fields(kind):
         transfer = TRANSFERS[config.transfer or "grs"]
         options["transfer"] = transfer(**_of(transfer, given))
     return kind(
-        passes=Passes(static=config.cuda_graphs, precision=torch.bfloat16 if config.precision == "bfloat16" else None),
+        passes=Passes(
+            static=config.cuda_graphs,
+            stacked=config.stacks,
+            precision=torch.bfloat16 if config.precision == "bfloat16" else None,
+        ),
         sgd=SGD(config.momentum, config.weight_decay, config.clip, config.nesterov),
         fd_step=config.fd_step,
         order=config.order,
@@ -66,5 +76,4 @@ def method_of(config: Any, rows: Rows = ALL_HERE) -> Method:
 
 
 def _of(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in values.items() if name in names and name != "transfer"}
+    return {name: value for name, value in values.items() if name in _fields(kind) and name != "transfer"}

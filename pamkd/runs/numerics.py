@@ -6,11 +6,14 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
 from pamkd.runs.options import RunOptions
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -18,11 +21,12 @@ def numerics(config: RunOptions) -> Iterator[None]:
     """`config.threads` threads, TF32 products only where `config.tf32`, and algorithms that give the same bits each time where
     `config.deterministic`."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    filling: Any = torch.utils.deterministic  # whose attribute type checkers do not see
     threads, tf32 = torch.get_num_threads(), (matmul.allow_tf32, cudnn.allow_tf32)
     strict, warn, fill = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        filling.fill_uninitialized_memory,
     )
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -30,21 +34,21 @@ def numerics(config: RunOptions) -> Iterator[None]:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # what nobody reads need not be filled
+        filling.fill_uninitialized_memory = False  # what nobody reads need not be filled
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         matmul.allow_tf32, cudnn.allow_tf32 = tf32
         torch.use_deterministic_algorithms(strict, warn_only=warn)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        filling.fill_uninitialized_memory = fill
 
 
-def with_numerics(run: Callable) -> Callable:
+def with_numerics(run: Callable[Concatenate[Any, Parameters], Result]) -> Callable[Concatenate[Any, Parameters], Result]:
     """A method that runs under the `numerics` of its object's `config`."""
 
     @functools.wraps(run)
-    def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
+    def wrapped(self: Any, /, *arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
         with numerics(self.config):
             return run(self, *arguments, **options)
 

@@ -16,6 +16,8 @@ from pamkd.runs.errors import OptionError
 from pamkd.runs.interrupt import seconds_of
 from pamkd.runs.logs import write_atomically
 
+DatasetName = Literal["digits", "cifar10", "cifar100", "imagenet16-120", "imagenet", "folder"]
+
 CONFIG_NAME = "config.yaml"  # in a run folder
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
@@ -33,6 +35,7 @@ FREE = (
     "tensorboard",
     "on_divergence",
     "cuda_graphs",
+    "stacked",
 )
 
 
@@ -40,7 +43,7 @@ FREE = (
 class RunOptions:
     """What a search and an evaluation have in common: the images, where the results go, and what computes them."""
 
-    dataset: Literal["digits", "cifar10", "cifar100", "imagenet", "folder"] = "digits"
+    dataset: DatasetName = "digits"
     """Images. `folder` is any tree train/<class>/*.jpg, with test/<class>/*.jpg for an evaluation."""
     data: Path | None = None
     """Where the dataset lies (not needed for digits)."""
@@ -79,10 +82,17 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
-        self.require(self.threads or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
+        self.require(self.threads > 0 or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
         alone = not (self.download and started_with_others())
         self.require(alone, "download", "False with several processes: fetch the dataset in one process first")
         self.require(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder. Raises OptionError where the run has none."""
+        if self.out is None:
+            raise OptionError("out is None: needed is a run folder")
+        return self.out
 
     @property
     def seconds(self) -> float | None:
@@ -150,9 +160,10 @@ def as_arguments(kind: type, values: dict[str, Any], where: str) -> list[str]:
     return words
 
 
-def parse(kind: type, argv: Sequence[str], presets: Mapping[str, Any], prog: str) -> Any:
+def parse(kind: type, argv: Sequence[str], presets: Mapping[str, Any], prog: str, about: str | None = None) -> Any:
     """A configuration from the command line: a preset, then a YAML file (`--config`), then the options given.
 
+    `about` is what `--help` says of the command, by default what the options' class says of itself.
     With `--resume` the saved configuration of the run in `--out` takes the place of the preset.
     """
     argv = list(argv)
@@ -167,7 +178,9 @@ def parse(kind: type, argv: Sequence[str], presets: Mapping[str, Any], prog: str
         words += as_arguments(kind, read_config(saved), str(saved))
     if config is not None:
         words += as_arguments(kind, read_config(Path(config)), f"configuration file {config}")
-    description = f"{kind.__doc__}\n\nAlso: --preset NAME ({', '.join(presets)}) and --config FILE.yaml, which options given here override."
+    description = f"{about or kind.__doc__}\n\n"
+    description += f"Also: --preset NAME ({', '.join(presets)}) and --config FILE.yaml, which options given here override."
+    description += f" The defaults below are those of the preset {preset}." if preset else ""
     return tyro.cli(kind, args=words + argv, default=presets[preset] if preset else kind(), prog=prog, description=description)
 
 
@@ -185,7 +198,7 @@ def _take(argv: list[str], option: str) -> str | None:
     return None
 
 
-def _option(field: dataclasses.Field) -> str:
+def _option(field: dataclasses.Field[Any]) -> str:
     return {"distill_weight": "lambda"}.get(field.name, field.name)
 
 

@@ -90,16 +90,19 @@ class Plan:
         rows += [(f"step ({phase})", f"{line(batch):.3g} s") for phase, line in self.step.items()]
         rows += [(f"epoch ({phase})", f"{clock(self.epoch_seconds(phase))}, {self.steps} steps and a validation") for phase in self.step]
         rows += [("search", f"{clock(self.seconds)}, {config.epochs} epochs")]
+        if config.stacked_passes > 1:
+            rows += [("stacked", f"up to {config.stacked_passes} passes at once where the space allows; --stacked False takes less memory")]
         rows += [("measured", f"steps with batches of {' and '.join(map(str, self.measured))}")]
         return "\n".join([head, *(f"  {name:17} {value}" for name, value in rows)])
 
     def warning(self) -> str:
         """One sentence for a search that does not fit."""
+        assert self.available is not None
         batch = self.proposal()
         way = (
             f"--batch-size {batch} does ({gigabytes(self.memory(batch))})"
             if batch
-            else "no batch does: take fewer channels, cells or learners"
+            else f"no batch does: take fewer channels, cells or learners{', or --stacked False' if self.config.stacked_passes > 1 else ''}"
         )
         return (
             f"this search does not fit: it needs {gigabytes(self.peak)}, and {ROOM:.0%} of {gigabytes(self.available)} may be used; {way}"

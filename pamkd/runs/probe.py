@@ -32,11 +32,19 @@ CHECKED = 2  # batches of a validation
 
 def probe(config: SearchConfig) -> dict[str, Any]:
     """Images of both halves, peak before and after the steps (bytes); of each stage, seconds of a step by phase and of checking a batch."""
-    data = load_halves(config)
-    options = {"seed": config.seed, "device": config.device, "workers": config.workers}
+    data = load_halves(config, config.seed, config.train_portion)
     some = torch.arange(min(CHECKED * config.batch_size, len(data.valid)))
     train, valid, check = (
-        Batches(half, indices, config.batch_size, stream=name, augment=augment, **options)
+        Batches(
+            half,
+            indices,
+            config.batch_size,
+            seed=config.seed,
+            stream=name,
+            augment=augment,
+            device=config.device,
+            workers=config.workers,
+        )
         for half, indices, name, augment in (
             (data.train, None, "train", data.augment),
             (data.valid, None, "valid", data.augment),
@@ -57,8 +65,8 @@ def probe(config: SearchConfig) -> dict[str, Any]:
             state.method.measure(state.learners, lambda: check.epoch(0))
             watch, laps = Stopwatch(), []
             for _ in range(WARM_UP + MEASURED):
-                inputs = (Batch(*part) for part in next(batches))
-                state.take(Step(*inputs, config.lr_min, config.phase(epoch), next(number)))
+                of_train, of_valid = (Batch(*part) for part in next(batches))
+                state.take(Step(of_train, of_valid, config.lr_min, config.phase(epoch), next(number)))
                 _wait(config.device)
                 laps.append(watch.lap())
             seconds[config.phase(epoch)] = statistics.mean(laps[WARM_UP:])

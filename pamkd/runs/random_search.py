@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from pamkd.data import generator
+from pamkd.data import Augmentation, generator
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate import Evaluation
 from pamkd.runs.evaluate_config import EvaluateConfig
@@ -69,15 +69,22 @@ class RandomResult:
 
 def draw_architectures(config: RandomConfig, classes: int, image_channels: int) -> list[Architecture]:
     """Architectures of random parameters, so that the space's own rules of derivation hold."""
-    sizes = {"channels": 48, "cells": 3}  # of a supernet that is never run
-    search = SearchConfig(space=config.space, space_options=config.space_options, epochs=12, **sizes)
+    # Of a supernet that is never run.
+    search = SearchConfig(space=config.space, space_options=config.space_options, epochs=12, channels=48, cells=3)
     supernet = build_supernet(search, classes, image_channels)
     shape = supernet.init_alphas(torch.Generator()).shape
     return [supernet.genotype(torch.randn(shape, generator=generator(config.seed, "random", i))) for i in range(config.samples)]
 
 
 def random_search(
-    config: RandomConfig, train: Dataset, valid: Dataset, *, classes: int, image_channels: int, augment: Any = None, plain: Any = None
+    config: RandomConfig,
+    train: Dataset[Any],
+    valid: Dataset[Any],
+    *,
+    classes: int,
+    image_channels: int,
+    augment: Augmentation | None = None,
+    plain: Augmentation | None = None,
 ) -> RandomResult:
     """Train every drawn architecture on one dataset and count its errors on the other."""
     small = EvaluateConfig(
@@ -108,11 +115,11 @@ def run(config: RandomConfig) -> tuple[RandomConfig, RandomResult]:
     """`pamkd random`: load the dataset, cut its training half, search, and write the run folder. The test set is not read."""
     out = config.out or Path("runs") / f"random-{config.space}-{config.dataset}-{config.seed}"
     config = dataclasses.replace(config, out=out)
-    data = load_halves(config)
+    data = load_halves(config, config.seed, config.train_portion)
     open_folder(config, {"seed": config.seed} | data.facts)
     sizes = {"classes": len(data.train.classes), "image_channels": data.train.image_shape[0]}
     result = random_search(config, data.train, data.valid, augment=data.augment, plain=data.plain, **sizes)
     tried = [{"genotype": genotype.to_json(), "valid_error": error} for genotype, error in result.tried]
-    write_json(config.out / "genotype.json", result.genotype.to_json())
-    write_json(config.out / "result.json", {"genotype": result.genotype.to_json(), "valid_error": result.valid_error, "tried": tried})
+    write_json(out / "genotype.json", result.genotype.to_json())
+    write_json(out / "result.json", {"genotype": result.genotype.to_json(), "valid_error": result.valid_error, "tried": tried})
     return config, result

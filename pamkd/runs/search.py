@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pamkd.data import Batches, generator, number_of_classes
+from pamkd.data import Augmentation, Batches, generator, number_of_classes
 from pamkd.distributed import Columns, Mesh, open_mesh
-from pamkd.methods.method import StepReport
+from pamkd.methods.method import StepReport, SupernetLearner
 from pamkd.runs import bundle, checkpoint
 from pamkd.runs.collapse import judge
 from pamkd.runs.config import SearchConfig
@@ -36,7 +36,6 @@ from pamkd.spaces.supernet import Supernet
 from pamkd.trilevel.curvature import architecture_eigenvalue
 from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner
 
 MAX_SKIPPED = 10  # steps in a row: a search that is lost shall end
 
@@ -50,7 +49,7 @@ class SearchResult:
     valid_loss: list[float]
     valid_accuracy: list[float]
     genotypes: list[Architecture]
-    learners: list[Learner]  # of this process, each with its supernet, `learner.network`
+    learners: list[SupernetLearner]  # of this process, each with its supernet, `learner.network`
     history: list[dict[str, Any]]  # the rows of metrics.jsonl
 
 
@@ -65,11 +64,11 @@ class Search:
     @with_numerics
     def run(
         self,
-        train: Dataset,
-        valid: Dataset,
+        train: Dataset[Any],
+        valid: Dataset[Any],
         *,
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-        plain: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        augment: Augmentation | None = None,
+        plain: Augmentation | None = None,
         classes: int | None = None,
         facts: dict[str, Any] | None = None,
     ) -> SearchResult:
@@ -81,17 +80,19 @@ class Search:
 
         In several processes (`pamkd.distributed.open_mesh`) each holds its learners and reads its part of their batches.
         """
-        config, parts = self.config, {"learner_rows": self.config.learner_rows, "synchronised": self.config.sync_batch_norm}
-        with open_mesh(config.learners, device=config.device, **parts) as mesh:
+        config = self.config
+        with open_mesh(
+            config.learners, learner_rows=config.learner_rows, device=config.device, synchronised=config.sync_batch_norm
+        ) as mesh:
             return self._run(mesh, train, valid, augment, plain, number_of_classes(train, classes), facts or {})
 
     def _run(
         self,
         mesh: Mesh,
-        train: Dataset,
-        valid: Dataset,
-        augment: Callable | None,
-        plain: Callable | None,
+        train: Dataset[Any],
+        valid: Dataset[Any],
+        augment: Augmentation | None,
+        plain: Augmentation | None,
         classes: int,
         facts: dict[str, Any],
     ) -> SearchResult:
@@ -114,7 +115,7 @@ class Search:
                 open_folder(config, self._facts(supernet, images) | {"processes": processes} | facts)
         metrics = Metrics(folder, tensorboard=config.tensorboard, writes=mesh.main)
         if config.resume:
-            checkpoint.restore(folder / CHECKPOINT, state.restore)
+            checkpoint.restore(config.folder / CHECKPOINT, state.restore)
             metrics.rewind(lambda row: (row["epoch"], row.get("step", math.inf)) < (state.epoch, state.step))
             mesh.wait()  # all have read what the main process now writes on
         else:
@@ -125,7 +126,7 @@ class Search:
             metrics.close()
         return self._finish(state, check_batches, metrics, folder)
 
-    def _batches(self, dataset: Dataset, stream: str, classes: int, augment: Callable | None, columns: Columns) -> Batches:
+    def _batches(self, dataset: Dataset[Any], stream: str, classes: int, augment: Augmentation | None, columns: Columns) -> Batches:
         config = self.config
         return Batches(
             dataset,
@@ -140,13 +141,23 @@ class Search:
             columns=columns,
         )
 
-    def _validation_batches(self, dataset: Dataset, classes: int, plain: Callable | None) -> Batches:
+    def _validation_batches(self, dataset: Dataset[Any], classes: int, plain: Augmentation | None) -> Batches:
         """All images once, in batches of nearly equal size and one fixed random order: BatchNorm takes its statistics from a batch,
         and those of one class would be others."""
         config, count = self.config, len(dataset) if isinstance(dataset, Sized) else 0
         size = math.ceil(count / max(1, math.ceil(count / config.batch_size)))
-        options = {"classes": classes, "device": config.device, "workers": config.workers, "drop_last": False}
-        return Batches(dataset, None, size, seed=config.seed, stream="check", augment=plain, **options)
+        return Batches(
+            dataset,
+            None,
+            size,
+            seed=config.seed,
+            stream="check",
+            classes=classes,
+            augment=plain,
+            device=config.device,
+            workers=config.workers,
+            drop_last=False,
+        )
 
     def _facts(self, supernet: Supernet, images: Tensor) -> dict[str, Any]:
         alphas = supernet.init_alphas(generator(self.config.seed, "alphas")).numel()
@@ -288,7 +299,7 @@ def default_out(config: SearchConfig) -> SearchConfig:
 
 def search(config: SearchConfig) -> SearchResult:
     """`pamkd search`: load the dataset, cut its training half, run, and write the run folder. The test set is not read."""
-    data = load_halves(config)
+    data = load_halves(config, config.seed, config.train_portion)
     return Search(config).run(data.train, data.valid, augment=data.augment, plain=data.plain, facts=data.facts)
 
 
@@ -302,6 +313,10 @@ def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> S
         raise OptionError(f"space_options are {list(config.space_options)}: space {config.space} does not take them ({error})") from error
     drawing = "one that draws nothing within a step with --cuda-graphs"
     config.require(not (config.cuda_graphs and supernet.stochastic), "space", drawing)
+    alike = config.transfer != "l2w" or supernet.stages == 1 or config.learners == 1
+    config.require(alike, "transfer", f"another one for space {config.space}: learners differ in size after its first stage")
+    alone = "another one with --stacked True: passes of this one draw numbers, each learner its own"
+    config.require(not (config.stacked and supernet.stochastic), "space", alone)
     config.require(config.epochs % supernet.stages == 0, "epochs", f"a multiple of {supernet.stages}, the stages of space {config.space}")
     warmup = config.warmup_v_epochs + config.warmup_w_epochs
     config.require(warmup < config.epochs // supernet.stages, "epochs", "more epochs in each stage than both warm-ups take together")
@@ -327,7 +342,7 @@ def validate(state: SearchState, batches: Batches) -> list[tuple[float, float]]:
     return [(loss / count, correct / count) for loss, correct, count in sums.tolist()]
 
 
-def _description(learner: Learner) -> dict[str, Any]:
+def _description(learner: SupernetLearner) -> dict[str, Any]:
     """What an epoch's row says of a learner's architecture."""
     network, alphas = learner.network, learner.alphas.detach()
     genotype, mixtures = network.genotype(alphas), network.mixtures(alphas)
@@ -354,6 +369,7 @@ def _check_mesh(config: SearchConfig, mesh: Mesh) -> None:
     config.require(processes == 1 or config.method != "cream", "method", f"another one {one}")
     config.require(processes == 1 or config.hypergradient == "finite", "hypergradient", f"finite {one}")
     config.require(processes == 1 or not config.cuda_graphs, "cuda_graphs", f"False {one}")
+    config.require(not (columns > 1 and config.sync_batch_norm and config.stacked), "stacked", "False or none with --sync-batch-norm")
     skips = config.on_divergence == "skip"
     config.require(processes == 1 or not skips, "on_divergence", "stop with several processes: one cannot skip what others do not")
 

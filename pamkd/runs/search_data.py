@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from pamkd.data import IMAGENET_SHARES, Augment, ImageDataset, halves, load_dataset
 from pamkd.runs.augmentation import augmentations
+from pamkd.runs.options import RunOptions
 
 
 class SearchData(NamedTuple):
@@ -16,16 +17,9 @@ class SearchData(NamedTuple):
     facts: dict[str, Any]  # for the manifest
 
 
-class DataOptions(Protocol):
-    """`RunOptions` with `seed` and `train_portion`."""
-
-    seed: int
-    train_portion: float
-
-
-def load_halves(config: DataOptions) -> SearchData:
+def load_halves(config: RunOptions, seed: int, train_portion: float) -> SearchData:
     dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
-    train, valid = halves(dataset.labels, config.seed, IMAGENET_SHARES if config.dataset == "imagenet" else config.train_portion)
+    train, valid = halves(dataset.labels, seed, IMAGENET_SHARES if config.dataset == "imagenet" else train_portion)
     augment, plain = augmentations(config, dataset)
     facts = {
         "dataset": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pamkd.runs.config import SearchConfig
 
@@ -37,13 +38,13 @@ _DRNAS = replace(
 )
 _NASBENCH = replace(_FIRST, space="nasbench201", cells=5, weight_decay=5e-4, nesterov=True)
 _NASBENCH_DRNAS = replace(_FIRST, space="drnas-nasbench201", cells=5, epochs=100)
-_ROBUST = replace(_CIFAR10, cutout=16)
+_NASBENCH_PROGRESSIVE = replace(_NASBENCH_DRNAS, warmup_w_epochs=10, space_options=("partials=[4,2]", "keep=[3]"))
 _IMAGENET = replace(
     _FIRST, dataset="imagenet", crop_padding=None, batch_size=1024, lr=0.5, lr_min=0.0, lr_warmup_epochs=5, arch_lr=6e-3, arch_clip=5.0
 )
 
 
-def _on_cifar100(config: SearchConfig, **changes: object) -> SearchConfig:
+def _on_cifar100(config: SearchConfig, **changes: Any) -> SearchConfig:
     return replace(config, dataset="cifar100", **changes)
 
 
@@ -73,14 +74,16 @@ PRESETS: dict[str, SearchConfig] = {
     ),
     "nasbench201-cifar10": _NASBENCH,
     "nasbench201-cifar100": _on_cifar100(_NASBENCH),
-    # ImageNet16-120 as a folder of its 16x16 pictures.
-    "nasbench201-imagenet16-120": replace(_NASBENCH, dataset="folder", crop_padding=2),
+    "nasbench201-imagenet16-120": replace(_NASBENCH, dataset="imagenet16-120", crop_padding=2),
     "drnas-nasbench201-cifar10": _NASBENCH_DRNAS,
     "drnas-nasbench201-cifar100": _on_cifar100(_NASBENCH_DRNAS),
-    "drnas-nasbench201-imagenet16-120": replace(_NASBENCH_DRNAS, dataset="folder", crop_padding=2),
-    "drnas-nasbench201-progressive-cifar10": replace(_NASBENCH_DRNAS, warmup_w_epochs=10, space_options=("partials=[4,2]", "keep=[3]")),
-    **{f"{space}-cifar10": replace(_ROBUST, space=space) for space in ("s1", "s2", "s3", "s4")},
-    **{f"{space}-cifar100": _on_cifar100(_ROBUST, space=space) for space in ("s1", "s2", "s3", "s4")},
+    "drnas-nasbench201-imagenet16-120": replace(_NASBENCH_DRNAS, dataset="imagenet16-120", crop_padding=2),
+    "drnas-nasbench201-progressive-cifar10": _NASBENCH_PROGRESSIVE,
+    "drnas-nasbench201-progressive-cifar100": _on_cifar100(_NASBENCH_PROGRESSIVE),
+    "drnas-nasbench201-progressive-imagenet16-120": replace(_NASBENCH_PROGRESSIVE, dataset="imagenet16-120", crop_padding=2),
+    # Without drop-path they have no cutout either.
+    **{f"{space}-cifar10": replace(_CIFAR10, space=space) for space in ("s1", "s2", "s3", "s4")},
+    **{f"{space}-cifar100": _on_cifar100(_CIFAR10, space=space) for space in ("s1", "s2", "s3", "s4")},
     "darts-minus-cifar10": replace(_FIRST, space="darts-minus"),
     "darts-minus-cifar100": _on_cifar100(_FIRST, space="darts-minus"),
     "demo": SearchConfig(epochs=10, channels=4, cells=3, batch_size=64, arch_lr=6e-3, lr=0.05),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pamkd.data import derived_seed, generator
 from pamkd.distributed import WHOLE, Columns, Mesh
-from pamkd.methods.method import Phase, StepReport
+from pamkd.methods.method import Phase, StepReport, SupernetLearner
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.cuda_graph import GraphedStep
 from pamkd.runs.errors import CheckpointError
@@ -20,7 +20,6 @@ from pamkd.runs.options import first_difference, fixed
 from pamkd.spaces.supernet import Moment, Supernet
 from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.passes import Batch
-from pamkd.trilevel.step import Learner
 
 
 class Step(NamedTuple):
@@ -56,10 +55,11 @@ class SearchState:
     def stage_epochs(self) -> int:
         return self.config.epochs // self.learners[0].network.stages
 
-    def _fresh(self, k: int, supernet: Supernet, alphas: Tensor, *names: str | int) -> Learner:
+    def _fresh(self, k: int, supernet: Supernet, alphas: Tensor, *names: str | int) -> SupernetLearner:
         v, w = (supernet.init_weights(generator(self.config.seed, name, k, *names)) for name in ("v", "w"))
         v = v if self.method.two_sets else torch.empty(0)
-        return Learner.create(supernet, *(tensor.to(self.config.device) for tensor in (alphas, v, w)), k)
+        alphas, v, w = (tensor.to(self.config.device) for tensor in (alphas, v, w))
+        return SupernetLearner.create(supernet, alphas, v, w, k)
 
     def _adam(self) -> torch.optim.Adam:
         config = self.config
@@ -120,7 +120,7 @@ class SearchState:
         self.skipped += 1
         self.skipped_in_a_row += 1
 
-    def means(self) -> dict[str, list]:
+    def means(self) -> dict[str, list[Any]]:
         return {name: finite_or_none((self._sums[name] / (self.step - self.skipped)).tolist()) for name in self.SUMS}
 
     def next_epoch(self) -> None:
@@ -139,15 +139,17 @@ class SearchState:
         adam = [self.optimizer.state[learner.alphas] for learner in self.learners]
         for i, (k, learner) in enumerate(zip(self.here, self.learners, strict=True)):
             following = learner.network.next_stage(learner.alphas.detach().cpu(), generator(self.config.seed, "stage", k, stage))
+            source = following.alphas_source
+            alphas = following.alphas if source is None else copied(learner.alphas.detach(), source)
+            if alphas is None:
+                raise ValueError(f"space {self.config.space}: next_stage gives neither alphas nor alphas_source; needed is one of them")
+            adam[i] = {name: value if name == "step" else copied(value, source) for name, value in adam[i].items() if source is not None}
             if following.weights_source is None:
-                self.learners[i] = self._fresh(k, following.supernet, following.alphas, stage)
-                adam[i] = {}
+                self.learners[i] = self._fresh(k, following.supernet, alphas, stage)
                 continue
             weights = {name: value for name, value in learner.tensors.items() if name != "alphas"}
             weights = {name: copied(value, following.weights_source) if len(value) else value for name, value in weights.items()}
-            alphas = copied(learner.alphas.detach(), following.alphas_source)
-            self.learners[i] = Learner(following.supernet, alphas.requires_grad_(), **weights, number=k)
-            adam[i] = {name: value if name == "step" else copied(value, following.alphas_source) for name, value in adam[i].items()}
+            self.learners[i] = SupernetLearner(following.supernet, alphas.to(self.config.device).requires_grad_(), **weights, number=k)
         self.method.start(self.learners)
         self.optimizer = self._adam()
         for learner, state in zip(self.learners, adam, strict=True):
@@ -180,7 +182,7 @@ class SearchState:
             values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in learner.tensors}
             if len(values["w"]) != network.num_weights:
                 raise CheckpointError(f"the checkpoint has {len(values['w'])} weights, not the {network.num_weights} of this supernet")
-            self.learners[i] = Learner(network, **values, number=k)
+            self.learners[i] = SupernetLearner(network, **values, number=k)
             self.learners[i].alphas.requires_grad_()
         self.method.start(self.learners)
         self.method.load({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})

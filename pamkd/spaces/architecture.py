@@ -19,5 +19,6 @@ def architecture_from_json(data: dict[str, Any]) -> Architecture:
 
 def network_of(architecture: Architecture, **options: Any) -> Network:
     """A fresh network to be trained by itself. Raises ValueError where the architecture has no such option."""
-    kind = TopologyNetwork if isinstance(architecture, Topology) else EvaluationNetwork
-    return kind(architecture, **options)
+    if isinstance(architecture, Topology):
+        return TopologyNetwork(architecture, **options)
+    return EvaluationNetwork(architecture, **options)

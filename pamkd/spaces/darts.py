@@ -56,7 +56,8 @@ def derive_cell(mix: Sequence[Sequence[float]], candidates: Candidates, by_state
     ]
     genes: list[Gene] = []
     for edges in incoming_edges():
-        kept = sorted(range(len(edges)), key=lambda state, edges=edges: -best[edges[state]][0])[:2]
+        weights = [best[edge][0] for edge in edges]
+        kept = sorted(range(len(edges)), key=weights.__getitem__, reverse=True)[:2]
         genes += [(best[edges[state]][1], state) for state in (sorted(kept) if by_state else kept)]
     return tuple(genes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -44,7 +45,7 @@ class DartsMinus(RobustDarts):
         return tuple(torch.cat([mix, mix.new_full((len(mix), 1), self.skip_weight)], 1) for mix in self.mixtures(alphas))
 
 
-DECAYS = {
+DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "slow_cosine": lambda done: math.cos(math.pi / 2 * done),

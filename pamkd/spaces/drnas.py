@@ -17,7 +17,8 @@ from pamkd.spaces.widen import widening
 
 
 class Dirichlet(Staged):
-    """Mixtures ~ Dirichlet(elu(alpha) + 1), drawn anew in each step, with pathwise gradients.
+    """Mixtures ~ Dirichlet(elu(alpha) + 1), drawn anew in each step, with pathwise gradients. (A second derivative takes the drawn
+    gamma variables as linear in the concentration.)
 
     `partials` are k of partial channels and `keep` the operations that an edge keeps, stage by stage (`keep` begins with
     the second). From one stage to the next, weights, their momentum, alphas and Adam's state are copied; new channels are
@@ -41,8 +42,11 @@ class Dirichlet(Staged):
         self.partial = self.partials[self.stage]
 
     def sample(self, alphas: Tensor) -> tuple[Tensor, ...]:
-        random = self.random("dirichlet")
-        drawn = torch._standard_gamma(concentration(alphas).cpu(), generator=random).to(alphas.device).clamp(min=1e-30)
+        shape = concentration(alphas)
+        fixed = shape.detach().cpu()
+        gammas = torch._standard_gamma(fixed, generator=self.random("dirichlet")).clamp(min=1e-30)
+        slopes = torch._standard_gamma_grad(fixed, gammas)  # PyTorch has no second derivative of its own sample
+        drawn = gammas.to(alphas.device) + slopes.to(alphas.device) * (shape - shape.detach())
         mixtures = drawn / drawn.sum(-1, keepdim=True)
         if self.partial > 1:  # what bypasses the operations has the weight 1
             mixtures = torch.cat([mixtures, torch.ones_like(mixtures[..., :1])], -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from pamkd.distributed import WHOLE, Columns
 from pamkd.distributed.columns import normalised
-from pamkd.ops import relu_conv_norm
+from pamkd.ops.relu_conv_norm import relu_conv_norm
 from pamkd.spaces.genotype import INPUTS, Gene, Genotype
 from pamkd.spaces.supernet import MIN_IMAGE_SIZE
+
+if TYPE_CHECKING:
+    from pamkd.spaces.architecture import Network
 
 Stem = Literal["cifar", "imagenet"]
 AUXILIARY = "auxiliary_head"  # its parameters are not counted: they are used in training only
@@ -83,10 +86,12 @@ class EvaluationNetwork(nn.Module):
             c *= 2 if reduction else 1
             cell = EvaluationCell(genotype, c_s0, c_s1, c, reduction=reduction, reduced=reduced)
             self.cells.append(cell)
+            if i == reductions[1]:
+                c_auxiliary = cell.out_channels
             c_s0, c_s1, reduced = c_s1, cell.out_channels, reduction
         self._auxiliary_at = reductions[1]
         if auxiliary:
-            self.auxiliary_head = AuxiliaryHead(self.cells[reductions[1]].out_channels, classes, 3 if stem == "cifar" else 2, norm)
+            self.auxiliary_head = AuxiliaryHead(c_auxiliary, classes, 3 if stem == "cifar" else 2, norm)
         self.classifier = nn.Linear(c_s1, classes)
 
     @property
@@ -113,6 +118,7 @@ class EvaluationNetwork(nn.Module):
         s0, s1 = (state.contiguous(memory_format=torch.channels_last) for state in (s0, s1))
         auxiliary, columns = None, self.columns if self.training else WHOLE
         for i, cell in enumerate(self.cells):
+            assert isinstance(cell, EvaluationCell)
             masks = cell.masks(images, drop_path, generator, columns) if self.training and drop_path > 0 else None
             s0, s1 = s1, cell(s0, s1, masks, generator, columns)
             if i == self._auxiliary_at and self.training and hasattr(self, AUXILIARY):
@@ -177,9 +183,11 @@ def _fused(x: Tensor, depthwise: ReluDepthwise | None, pointwise: nn.Conv2d, nor
 @torch.no_grad()
 def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, values: int) -> None:
     """Running statistics from the mean and biased variance of so many values per channel."""
-    norm.num_batches_tracked += 1
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
+    counted, tracked, momentum = norm.num_batches_tracked, (norm.running_mean, norm.running_var), norm.momentum
+    assert counted is not None and tracked[0] is not None and tracked[1] is not None and momentum is not None
+    counted += 1
+    tracked[0].lerp_(mean, momentum)
+    tracked[1].lerp_(variance * (values / (values - 1)), momentum)
 
 
 class SynchronisedNorm(nn.BatchNorm2d):
@@ -195,7 +203,7 @@ class SynchronisedNorm(nn.BatchNorm2d):
         return normalised(x, mean, variance, self.weight, self.bias, self.eps)
 
 
-def share_batches(network: nn.Module, columns: Columns) -> None:
+def share_batches(network: Network, columns: Columns) -> None:
     """Let the network train on this column's part of each batch."""
     network.columns = columns
     for parent in list(network.modules()) if columns.synchronised else ():
@@ -334,7 +342,7 @@ SEPARABLE = {
 }
 
 
-def multiply_adds(network: EvaluationNetwork, image_size: tuple[int, int]) -> int:
+def multiply_adds(network: Network, image_size: tuple[int, int]) -> int:
     """Multiply-adds of the convolutions and the classifier for one image of this height and width, in evaluation.
 
     As papers count "FLOPs" and "MACs"; BatchNorm, pools, additions and the auxiliary head are not in it. Computes no values.
@@ -344,6 +352,7 @@ def multiply_adds(network: EvaluationNetwork, image_size: tuple[int, int]) -> in
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal total
+        assert isinstance(layer.weight, Tensor)
         total += output[0].numel() * layer.weight[0].numel()
 
     for layer in twin.modules():

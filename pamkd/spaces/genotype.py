@@ -23,13 +23,13 @@ class Genotype(NamedTuple):
     def from_json(cls, data: dict[str, Any]) -> Genotype:
         """Raises ValueError when a field is missing or no genotype."""
         try:
-            genes = {name: tuple((str(op), int(state)) for op, state in data[name]) for name in ("normal", "reduce")}
-            concat = {name: tuple(int(state) for state in data[name]) for name in ("normal_concat", "reduce_concat")}
+            normal, reduce = (tuple((str(op), int(state)) for op, state in data[name]) for name in ("normal", "reduce"))
+            ends = [tuple(int(state) for state in data[name]) for name in ("normal_concat", "reduce_concat")]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"no genotype: {error!r}; needed are normal, normal_concat, reduce and reduce_concat as `pamkd search` writes them"
             ) from error
-        return cls(**genes, **concat).checked()
+        return cls(normal, ends[0], reduce, ends[1]).checked()
 
     def checked(self) -> Genotype:
         """This genotype. Raises ValueError where a node lacks an input or reads a state that does not exist yet."""

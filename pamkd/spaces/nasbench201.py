@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,10 +38,10 @@ class NasBench201(Supernet):
     def init_alphas(self, generator: torch.Generator) -> Tensor:
         return 1e-3 * torch.randn(1, len(EDGES), len(self.candidates(False)[0]), generator=generator)
 
-    def mixtures(self, alphas: Tensor) -> tuple[Tensor]:
+    def mixtures(self, alphas: Tensor) -> tuple[Tensor, ...]:
         return tuple(alphas.softmax(-1))
 
-    def sample(self, alphas: Tensor) -> tuple[Tensor]:
+    def sample(self, alphas: Tensor) -> tuple[Tensor, ...]:
         (mix,) = self.mixtures(alphas)
         return (mix if self.partial == 1 else torch.cat([mix, torch.ones_like(mix[:, :1])], 1),)
 
@@ -49,7 +50,7 @@ class NasBench201(Supernet):
         (mix,) = self.mixtures(alphas.detach())
         return Topology(tuple(names[o] for names, o in zip(self.candidates(False), mix.argmax(1).tolist(), strict=True)))
 
-    def _cells(self):
+    def _cells(self) -> Iterator[Cell]:
         for stage in range(3):
             c = self.channels << stage
             candidates = self.computed(False)
@@ -57,7 +58,7 @@ class NasBench201(Supernet):
             for _ in range(self.num_cells):
                 yield Cell(spec, False, (c,))
 
-    def _cell_shapes(self):
+    def _cell_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for stage in range(3):
             c = self.channels << stage
             if stage:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pamkd.spaces.topology import Topology, every_topology
 
@@ -47,19 +50,30 @@ class NasBenchTable:
         return cls(columns)
 
     @classmethod
-    def from_official(cls, api: object, epochs: int = 200) -> NasBenchTable:
-        """All cells from an object of `nats_bench.create(file, "tss")` or `nas_201_api.NASBench201API(file)`, the mean over seeds."""
-        cells = {cell: api.query_index_by_arch(str(cell)) for cell in every_topology()}
-        return cls(
-            {
-                name: {
-                    cell: api.get_more_info(index, dataset, hp=str(epochs), is_random=False)[quantity]
-                    for cell, index in cells.items()
-                    if index >= 0
-                }
-                for name, (dataset, quantity) in OFFICIAL.items()
-            }
-        )
+    def from_official(cls, api: Any, epochs: int = 200) -> NasBenchTable:
+        """All cells from an object of `nats_bench.create(file, "tss")` or `nas_201_api.NASBench201API(file)`, the mean over seeds.
+
+        Raises ValueError where it knows no training of so many epochs.
+        """
+        columns: dict[str, dict[Topology, float]] = {name: {} for name in OFFICIAL}
+        available = _available(api)
+        for cell in every_topology():
+            index = api.query_index_by_arch(str(cell))
+            if not available(index):
+                continue
+            for dataset, columns_of in itertools.groupby(OFFICIAL, key=lambda name: OFFICIAL[name][0]):
+                try:
+                    found = api.get_more_info(index, dataset, hp=str(epochs), is_random=False)
+                except KeyError:  # the first version of the benchmark has one dataset for 12 epochs
+                    continue
+                for name in columns_of:
+                    columns[name][cell] = float(found[OFFICIAL[name][1]])
+            if _lazy(api):  # it keeps what it has read: 9 MB a cell
+                api.arch2infos_dict.pop(index)
+        columns = {name: known for name, known in columns.items() if known}
+        if not columns:
+            raise ValueError(f"epochs is {epochs}: the table has no trainings of so many; it has of 12 and of 200")
+        return cls(columns)
 
     def accuracy(self, cell: Topology, column: str) -> float:
         """Raises ValueError where the table has no such column or cell."""
@@ -84,3 +98,15 @@ class NasBenchTable:
         if column not in self.columns:
             raise ValueError(f"the table has no column {column!r}; it has {', '.join(self.columns)}")
         return self.columns[column]
+
+
+def _available(api: Any) -> Callable[[int], bool]:
+    """Whether an official package has results for the cell of an index."""
+    if _lazy(api):
+        return lambda index: index >= 0 and Path(api.archive_dir, f"{index:06d}.pickle.pbz2").is_file()
+    return set(api.evaluated_indexes).__contains__
+
+
+def _lazy(api: Any) -> bool:
+    """Whether it reads a file for each cell when it is asked for it."""
+    return getattr(api, "fast_mode", False)

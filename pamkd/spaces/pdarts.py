@@ -62,13 +62,13 @@ def derive_few_skips(mix: Sequence[Sequence[float]], candidates: Candidates, mos
 
     Giving one up changes which operation its edge would have, and thus also which edges the node keeps.
     """
-    mix = [list(row) for row in mix]
+    left = [list(row) for row in mix]
     edges = incoming_edges()
     while True:
-        genes = derive_cell(mix, candidates, by_state=True)
+        genes = derive_cell(left, candidates, by_state=True)
         carried = [edges[i // 2][state] for i, (name, state) in enumerate(genes) if name == "skip_connect"]
         if len(carried) <= most:
             return genes
         columns = {edge: candidates[edge].index("skip_connect") for edge in carried}
-        weakest = min(carried, key=lambda edge: mix[edge][columns[edge]])
-        mix[weakest][columns[weakest]] = 0.0
+        weakest = min(carried, key=lambda edge: left[edge][columns[edge]])
+        left[weakest][columns[weakest]] = 0.0

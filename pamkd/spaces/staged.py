@@ -18,7 +18,8 @@ class Staged(Supernet):
     """
 
     def __init__(self, **options: Any) -> None:
-        self.stage, self._kept = 0, None
+        self.stage = 0
+        self._kept: tuple[Candidates, ...] | None = None
         self.enter_stage()
         super().__init__(**options)
 
@@ -26,9 +27,11 @@ class Staged(Supernet):
         """Set what depends on `stage`, before the network is laid out."""
 
     def candidates(self, reduction: bool) -> Candidates:
-        return super().candidates(reduction) if self._kept is None else self._kept[reduction]
+        if self._kept is not None:
+            return self._kept[reduction]
+        return super().candidates(reduction)  # type: ignore[safe-super]  # of the space that stands behind this class
 
-    def at_stage(self, stage: int, kept: Sequence[Candidates]) -> Supernet:
+    def at_stage(self, stage: int, kept: Sequence[Sequence[Sequence[str]]]) -> Supernet:
         """The supernet of that stage with these operations, for each type of cell."""
         twin = copy.copy(self)
         twin.stage, twin._kept = stage, tuple(tuple(map(tuple, cell)) for cell in kept)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,18 @@ from torch import Tensor
 
 from pamkd.data.randomness import generator
 from pamkd.distributed import WHOLE, Columns
-from pamkd.ops import disturbed_cell, mixed_cell, relu_conv_norm
+from pamkd.ops.disturbed_cell import disturbed_cell
+from pamkd.ops.mixed_cell import mixed_cell
+from pamkd.ops.relu_conv_norm import relu_conv_norm
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.mixed_cell import Disturbance, factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
 from pamkd.reference.relu_conv_norm import relu_conv_norm as reference_relu_conv_norm
 from pamkd.spaces.disturbance import draw_disturbance
-from pamkd.spaces.genotype import Genotype
 from pamkd.spaces.layout import Layout
+
+if TYPE_CHECKING:
+    from pamkd.spaces.architecture import Architecture
 
 MIN_IMAGE_SIZE = 8
 Candidates = tuple[tuple[str, ...], ...]  # the operations of each edge of a cell, in edge order
@@ -109,7 +114,8 @@ class Supernet(ABC):
         self.stem, self.drop_path = stem, drop_path
         self.moment = Moment()
         self.lay_out()
-        self._eager, self._mixtures = False, None
+        self._eager = False
+        self._mixtures: tuple[Tensor, ...] | None = None
 
     def lay_out(self) -> None:
         """Describe the cells and their weights, as the attributes say."""
@@ -129,7 +135,7 @@ class Supernet(ABC):
         """How much the architecture wants of each operation, `[edges, columns]` for each type of cell; nothing is drawn."""
 
     @abstractmethod
-    def genotype(self, alphas: Tensor) -> Genotype:
+    def genotype(self, alphas: Tensor) -> Architecture:
         """The discrete architecture that these parameters stand for."""
 
     @abstractmethod
@@ -261,34 +267,62 @@ class Supernet(ABC):
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
         """weights [num_weights], images [n, image_channels, h, w] with h, w >= 8 -> logits [n, classes], embedding [n, d].
 
+        With weights [m, num_weights] and alphas [m, ...] it computes the m networks of learners that stack (`stacks_with`) at once, each
+        on all images, or on its own of [m, n, ...]: logits [m, n, classes], embedding [m, n, d].
+
         Where the moment's columns split a batch, the images are this column's and what is returned is of the whole batch.
         """
-        weights, alphas = self.moment.columns.enter(weights, alphas)
-        views = self.layout.views(weights)  # once: its backward pass concatenates all gradients
-        embedding = self._feature_map(views, alphas, images).mean((2, 3))
-        logits = F.linear(embedding, views["classifier.weight"], views["classifier.bias"])
-        return Output(*self.moment.columns.gather(logits, embedding))
+
+        def outputs(images: Tensor, weights: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+            views = self.layout.views(weights)  # once: its backward pass concatenates all gradients
+            embedding = self._feature_map(views, alphas, images).mean((2, 3))
+            return F.linear(embedding, views["classifier.weight"], views["classifier.bias"]), embedding
+
+        return Output(*self._whole_batch(outputs, images, weights, alphas))
+
+    def stacks_with(self, other: Supernet) -> bool:
+        """Whether one call of `forward` computes both networks: they are the same at this moment, and their passes draw nothing."""
+        alike = type(self) is type(other) and self.cells == other.cells and self._eager == other._eager
+        alike = alike and self._mixtures is other._mixtures
+        moments = [dataclasses.replace(network.moment, seed=0) for network in (self, other)]
+        return alike and moments[0] == moments[1] and not self.stochastic and not self.moment.columns.synchronised
+
+    def _whole_batch(self, part: Callable[..., tuple[Tensor, ...]], images: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """part(this column's images, *parameters) [n, ...] -> of all images, with the dimension of weight sets that parameters have."""
+        columns, stacked = self.moment.columns, parameters[0].dim() == 2
+        parameters = columns.enter(*parameters)
+        if stacked:
+            part = torch.vmap(part, (0 if images.dim() == 5 else None, *(0 for _ in parameters)), out_dims=1)
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        outputs = columns.gather(*part(images, *parameters))
+        return tuple(output.transpose(0, 1) for output in outputs) if stacked else outputs
 
     def feature_map(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Tensor:
         """What is pooled to the embedding: [n, d, h', w']."""
-        weights, alphas = self.moment.columns.enter(weights, alphas)
-        return self.moment.columns.gather(self._feature_map(self.layout.views(weights), alphas, images))[0]
+
+        def maps(images: Tensor, weights: Tensor, alphas: Tensor) -> tuple[Tensor]:
+            return (self._feature_map(self.layout.views(weights), alphas, images),)
+
+        return self._whole_batch(maps, images, weights, alphas)[0]
 
     def _feature_map(self, views: dict[str, Tensor], alphas: Tensor, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
             raise ValueError(f"images have shape {tuple(images.shape)}; this supernet needs {needed}")
         mixtures = self.sample(alphas) if self._mixtures is None else self._mixtures
-        last = self._states(views, mixtures, images.contiguous(memory_format=torch.channels_last))
+        last = self._states(views, mixtures, images)
         if self.affine_tail:
             last = F.relu(self._affine_norm(last, views, "lastact.0"))
         return last
 
     def stem_features(self, weights: Tensor, images: Tensor) -> Tensor:
-        """What the stem makes of the images, pooled: [n, stem_multiplier * channels]."""
-        (weights,) = self.moment.columns.enter(weights)
-        stem = self._stem(self.layout.views(weights), images.contiguous(memory_format=torch.channels_last))[1].mean((2, 3))
-        return self.moment.columns.gather(stem)[0]
+        """What the stem makes of the images, pooled: [n, stem_multiplier * channels], or of m networks as `forward`."""
+
+        def pooled(images: Tensor, weights: Tensor) -> tuple[Tensor]:
+            return (self._stem(self.layout.views(weights), images)[1].mean((2, 3)),)
+
+        return self._whole_batch(pooled, images, weights)[0]
 
     def _states(self, views: dict[str, Tensor], mixtures: tuple[Tensor, ...], images: Tensor) -> Tensor:
         """The output of the last cell."""
@@ -334,7 +368,7 @@ class Supernet(ABC):
         """BatchNorm on batch statistics with the weight and bias of that name."""
         return self.moment.columns.batch_norm(x, views[f"{name}.weight"], views[f"{name}.bias"])
 
-    def _cells(self):
+    def _cells(self) -> Iterator[Cell]:
         reductions = (self.depth // 3, 2 * self.depth // 3)
         c, reduce_s0 = self.channels, self.stem == "imagenet"
         c_s0 = c_s1 = self.stem_multiplier * self.channels
@@ -355,7 +389,7 @@ class Supernet(ABC):
             yield ("stem0.3", "stem0.4"), width // 2, width
             yield ("stem1.1", "stem1.2"), width, width
 
-    def _shapes(self):
+    def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for (convolution, norm), c_in, c_out in self.stem_layers():
             yield f"{convolution}.weight", (c_out, c_in, 3, 3)
             yield f"{norm}.weight", (c_out,)
@@ -367,7 +401,7 @@ class Supernet(ABC):
         yield "classifier.weight", (self.classes, self.embedding_size)
         yield "classifier.bias", (self.classes,)
 
-    def _cell_shapes(self):
+    def _cell_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for i, (spec, reduce_s0, (c_s0, c_s1)) in enumerate(self.cells):
             if reduce_s0:
                 yield f"cells.{i}.preprocess0.conv_1.weight", (spec.channels // 2, c_s0, 1, 1)

@@ -115,7 +115,7 @@ def _write(grid: Grid, members: Sequence[Member], root: Path) -> list[Path]:
     paths = write_table(root / "table", table, grid.columns, table.rows, gather(units), notes)
     done = [unit for unit in units if unit.done]
     first = {(unit.row.key, unit.column): unit for unit in reversed(done)}
-    runs = list(dict.fromkeys(unit.search.out for unit in (first.values() if len(first) > 1 else done)))
+    runs = list(dict.fromkeys(unit.search.folder for unit in (first.values() if len(first) > 1 else done)))
     return [*paths, write_comparison(runs, root / "comparison.html")] if len(runs) > 1 else paths
 
 

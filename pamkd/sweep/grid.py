@@ -124,7 +124,7 @@ def read_grid(path: Path) -> Grid:
             made[name] = value
         elif name == "seeds":
             fine = isinstance(value, list) and value and all(map(_is_whole, value)) and len(set(value)) == len(value)
-            _need(fine, path, f"seeds is {value!r}; needed is a list of different whole numbers such as [0, 1, 2]")
+            _need(bool(fine), path, f"seeds is {value!r}; needed is a list of different whole numbers such as [0, 1, 2]")
             made[name] = tuple(value)
         elif name == "cluster":
             _need(value in ("local", "slurm"), path, f"cluster is {value!r}; needed is local or slurm")

@@ -35,7 +35,8 @@ class Jobs:
 
     def _made(self, grid: Grid) -> Any:
         options = {"slurm_array_parallelism": grid.parallel} if self._cluster == "slurm" else {}
-        minutes = LONG if grid.time is None else max(1, seconds_of(grid.time) // 60)
+        seconds = None if grid.time is None else seconds_of(grid.time)
+        minutes = LONG if seconds is None else max(1, int(seconds) // 60)
         if self._cluster == "slurm" and grid.time is None:
             raise ValueError(f"sweep file {grid.path}: cluster slurm needs the time of a job, such as `time: 3h55m`")
         try:
@@ -83,7 +84,7 @@ class Jobs:
             return "failed"
         if self.alive(member):
             return "pending"
-        return "begun" if member.unit.search.out.is_dir() else "to run"
+        return "begun" if member.unit.search.folder.is_dir() else "to run"
 
     def failed(self, member: Member) -> None:
         self._known.setdefault(member.key, {"job": None})["failed"] = True

@@ -29,7 +29,7 @@ class Member:
     @property
     def key(self) -> str:
         """Unique in the sweep's folder: two members with one key are the same runs."""
-        return str(self.unit.search.out.relative_to(self.root))
+        return str(self.unit.search.folder.relative_to(self.root))
 
     @property
     def lock(self) -> Path:

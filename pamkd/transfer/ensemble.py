@@ -74,7 +74,7 @@ def covariance_weights(batches: Iterable[tuple[Tensor, Tensor]], *, ridge: float
 
     `batches` yields logits [K, n, classes] and labels [n]. Negative weights become 0, the others sum to 1. C + ridge I is inverted.
     """
-    total, images = 0.0, 0
+    total, images = torch.zeros((), dtype=torch.float64), 0
     for logits, labels in batches:
         error = (logits.double().softmax(2) - F.one_hot(labels, logits.shape[2])).flatten(1)
         total, images = total + error @ error.T, images + len(labels)

@@ -33,9 +33,17 @@ from pamkd.trilevel.step import Learner, Update, accuracy_of
 class Exchange(Protocol):
     """What learners with one weight set do to each other. Outputs are stacked: logits [K, n, classes], embedding [K, n, d]."""
 
-    teaches_on: Literal["train", "valid"]  # the batch on which D is taken
-    shared: int  # so many leading weights are one tensor for all learners
-    modules: Tensor  # weights of the method's own modules, a leaf that D may read; trained with W
+    @property
+    def teaches_on(self) -> Literal["train", "valid"]:
+        """The batch on which D is taken."""
+
+    @property
+    def shared(self) -> int:
+        """So many leading weights are one tensor for all learners."""
+
+    @property
+    def modules(self) -> Tensor:
+        """Weights of the method's own modules, a leaf that D may read; trained with W."""
 
     def targets(self, outputs: Output, batch: Batch, seed: int) -> Any:
         """t: what is taught, from outputs without graph, and what is drawn for the step."""
@@ -63,13 +71,22 @@ class WeightStep:
 
 
 @dataclass(frozen=True)
+class _Side:
+    """All learners here at some weights: where they are, or at one end of a difference."""
+
+    learners: Sequence[Learner]
+    weights: Sequence[Tensor]
+    inputs: Sequence[Tensor]  # one of each learner, by which O is differentiated
+
+
+@dataclass(frozen=True)
 class _Gradients:
     losses: list[Tensor]
     taught: Tensor
     outputs: Output
     targets: Any
-    grads: list[Tensor]
     modules: Tensor
+    grads: list[Tensor]
 
 
 class BiLevelStep:
@@ -95,7 +112,7 @@ class BiLevelStep:
             return exchange.targets(outputs, batch, seed)
 
         weights = [learner.w.detach().requires_grad_() for learner in learners]
-        found = self._gradients(weights, learners, train, valid, exchange, weights, targets_of, "")
+        (found,) = self._gradients([_Side(learners, weights, weights)], train, valid, exchange, targets_of, "")
         grads = found.grads if added is None else [grad + more for grad, more in zip(found.grads, added, strict=True)]
         grads = tied(grads, exchange.shared, self.rows)
         updates = []
@@ -112,16 +129,13 @@ class BiLevelStep:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Losses and accuracies of W' on the validation batch, u_k = dJ/dW'_k, and the direct term dJ/dA_k."""
         weights = [learner.w.detach().requires_grad_() for learner in learners]
-        losses, outputs = self._forward("w_valid", weights, learners, valid)
+        losses, outputs = self.passes.forward("w_valid", learners, weights, valid)
         leaves = cut(outputs, self.rows)
         cotangents = torch.autograd.grad(exchange.objective(leaves, valid), leaves, allow_unused=True)
-        u, direct = [], []
-        for k, learner, w, output in zip(self.rows.indices(len(learners)), learners, weights, outputs, strict=True):
-            grad_w, grad_alphas = self._backward("w_valid", learner, [], output, cotangents, k, [w, learner.alphas])
-            u.append(grad_w)
-            direct.append(grad_alphas)
-        accuracy = [accuracy_of(output, valid) for output in outputs]
-        return [loss.detach() for loss in losses], accuracy, u, direct
+        inputs = [[w, learner.alphas] for w, learner in zip(weights, learners, strict=True)]
+        sent = self._sent(outputs, cotangents)
+        u, direct = zip(*self._backward("w_valid", learners, [[] for _ in losses], sent, inputs), strict=True)
+        return [loss.detach() for loss in losses], [accuracy_of(output, valid) for output in outputs], list(u), list(direct)
 
     def hypergradient(
         self,
@@ -134,74 +148,81 @@ class BiLevelStep:
         direct: Sequence[Tensor],
     ) -> list[Tensor]:
         """dJ/dA_k: the direct term and, by one central difference over all learners together, the one through W'."""
-        alphas = [learner.alphas for learner in learners]
+        before = [update.before for update in done.updates]
         directions = [update.step_size * vector for update, vector in zip(done.updates, tied(u, exchange.shared, self.rows), strict=True)]
 
-        def gradients(points: list[Tensor]) -> list[Tensor]:
-            return self._gradients(points, learners, train, valid, exchange, alphas, lambda *seen: done.targets, PERTURBED).grads
+        def side(end: Tensor) -> _Side:
+            twins = [learner.apart() for learner in learners]
+            return _Side(twins, end.split([len(w) for w in before]), [twin.alphas for twin in twins])
 
-        through = central_difference(gradients, [update.before for update in done.updates], directions, self.fd_step, self.rows)
+        def gradients(ends: list[Tensor]) -> list[list[Tensor]]:
+            sides = [side(end) for end in ends]
+            at_once = [sides] if self.passes.stack(learners) else [[one] for one in sides]
+            found = (self._gradients(some, train, valid, exchange, lambda *seen: done.targets, PERTURBED) for some in at_once)
+            return [one.grads for some in found for one in some]
+
+        (through,) = central_difference(gradients, [torch.cat(before)], [torch.cat(directions)], self.fd_step, self.rows)
         return [term - other for term, other in zip(direct, through, strict=True)]
 
     def _gradients(
         self,
-        weights: Sequence[Tensor],
-        learners: Sequence[Learner],
+        sides: Sequence[_Side],
         train: Batch,
         valid: Batch,
         exchange: Exchange,
-        inputs: Sequence[Tensor],
         targets_of: Callable[[Output, Batch], Any],
         suffix: str,
-    ) -> _Gradients:
-        """dO/d inputs_k at these weights, with the targets that `targets_of(outputs, batch)` gives."""
+    ) -> list[_Gradients]:
+        """dO/d inputs_k on each side, with the targets that `targets_of(outputs, batch)` gives. All passes of a kind are made together."""
+        learners, weights, inputs = ([x for side in sides for x in getattr(side, name)] for name in ("learners", "weights", "inputs"))
+        given = [[x] for x in inputs]
         name, batch = "w_train" + suffix, train
-        losses, outputs = self._forward(name, weights, learners, train)
-        own = [[loss] for loss in losses]
-        grads = [torch.zeros_like(x) for x in inputs]
+        losses, outputs = self.passes.forward(name, learners, weights, train)
+        own, grads = [[loss] for loss in losses], [torch.zeros_like(x) for x in inputs]
         if exchange.teaches_on == "valid":
-            grads = [
-                self.passes.backward(name, *given)[0]
-                for given in zip(learners, [[loss] for loss in losses], [[x] for x in inputs], strict=True)
-            ]
+            grads = [grad for (grad,) in self.passes.backward(name, learners, own, given)]
             name, batch = "w_taught" + suffix, valid
-            _, outputs = self._forward(name, weights, learners, valid)
+            _, outputs = self.passes.forward(name, learners, weights, valid)
             own = [[] for _ in losses]
-        leaves = cut(outputs, self.rows)
-        seen = type(leaves)(*(part.detach() for part in leaves))
-        targets = targets_of(seen, batch)
-        taught = exchange.loss(leaves, batch, targets)
-        cotangents, modules = [None] * len(leaves), torch.zeros_like(exchange.modules)
-        if taught.requires_grad:
-            *cotangents, found = torch.autograd.grad(taught.sum(), [*leaves, exchange.modules], allow_unused=True)
-            modules = modules if found is None else found
-        for i, (k, learner) in enumerate(zip(self.rows.indices(len(learners)), learners, strict=True)):
-            grads[i] = grads[i] + self._backward(name, learner, own[i], outputs[i], cotangents, k, [inputs[i]])[0]
-        return _Gradients(losses, taught, seen, targets, grads, modules)
+        sent: list[list[tuple[Tensor, Tensor]]] = []
+        found: list[tuple[list[Tensor], Tensor, Output, Any, Tensor]] = []
+        count = len(learners) // len(sides)
+        for first in range(0, len(learners), count):
+            here = outputs[first : first + count]
+            leaves = cut(here, self.rows)
+            seen = type(leaves)(*(part.detach() for part in leaves))
+            targets = targets_of(seen, batch)
+            taught = exchange.loss(leaves, batch, targets)
+            cotangents: Sequence[Tensor | None] = [None] * len(leaves)
+            modules = torch.zeros_like(exchange.modules)
+            if taught.requires_grad:
+                *cotangents, of_modules = torch.autograd.grad(taught.sum(), [*leaves, exchange.modules], allow_unused=True)
+                modules = modules if of_modules is None else of_modules
+            sent += self._sent(here, cotangents)
+            found.append((losses[first : first + count], taught, seen, targets, modules))
+        more = self._backward(name, learners, own, sent, given)
+        grads = [grad + other for grad, (other,) in zip(grads, more, strict=True)]
+        return [_Gradients(*parts, grads[i * count : (i + 1) * count]) for i, parts in enumerate(found)]
 
-    def _forward(
-        self, name: str, weights: Sequence[Tensor], learners: Sequence[Learner], batch: Batch
-    ) -> tuple[list[Tensor], list[Output]]:
-        pairs = [self.passes.forward(name, learner, w, batch) for w, learner in zip(weights, learners, strict=True)]
-        return [loss for loss, _ in pairs], [output for _, output in pairs]
+    def _sent(self, outputs: Sequence[Output], cotangents: Sequence[Tensor | None]) -> list[list[tuple[Tensor, Tensor]]]:
+        """For each learner here its outputs with what D or J sends back through them: cotangents [K, ...]."""
+        return [
+            [(part, c[k]) for part, c in zip(output, cotangents, strict=True) if c is not None and part.requires_grad]
+            for k, output in zip(self.rows.indices(len(outputs)), outputs, strict=True)
+        ]
 
     def _backward(
         self,
         name: str,
-        learner: Learner,
-        own: list[Tensor],
-        output: Output,
-        cotangents: Sequence[Tensor | None],
-        k: int,
-        inputs: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:
-        """Gradients of a learner's own loss and of its outputs with what D or J sends back through them."""
-        sent = [
-            (part, cotangent[k]) for part, cotangent in zip(output, cotangents, strict=True) if cotangent is not None and part.requires_grad
-        ]
-        return self.passes.backward(
-            name, learner, [*own, *(part for part, _ in sent)], inputs, [*(None for _ in own), *(c for _, c in sent)]
-        )
+        learners: Sequence[Learner],
+        own: Sequence[list[Tensor]],
+        sent: Sequence[list[tuple[Tensor, Tensor]]],
+        inputs: Sequence[Sequence[Tensor]],
+    ) -> list[tuple[Tensor, ...]]:
+        """Gradients of learners' own losses and of their outputs with what was sent back through them."""
+        outputs = [[*losses, *(part for part, _ in pairs)] for losses, pairs in zip(own, sent, strict=True)]
+        cotangents = [[*(None for _ in losses), *(c for _, c in pairs)] for losses, pairs in zip(own, sent, strict=True)]
+        return self.passes.backward(name, learners, outputs, inputs, cotangents)
 
 
 def cut(outputs: Sequence[Output], rows: Rows) -> Output:

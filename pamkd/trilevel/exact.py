@@ -34,8 +34,8 @@ def exact_hypergradient(
         loss, output = loss_of(k, v, batch)
         losses.append(loss)
         published.append(transfer.publish(output, v, context))
-    shares = teaching.scrutiny(torch.stack(losses)) if losses else []
-    objective = 0.0
+    shares = teaching.scrutiny(torch.stack(losses)) if losses else torch.empty(0)
+    finals = []
     for k, learner in enumerate(learners):
         w = learner.w.detach().requires_grad_()
         stage_two = loss_of(k, w, train)[0]
@@ -44,8 +44,8 @@ def exact_hypergradient(
             stage_two = stage_two + teaching.weight * (shares[k] * transfer.loss(torch.stack(published), output, w, context)).sum()
         (grad,) = torch.autograd.grad(stage_two, w, create_graph=True)
         w, _, _ = sgd.update(w, learner.w_momentum, grad, lr)
-        objective = objective + loss_of(k, w, valid)[0]
-    return list(torch.autograd.grad(objective, [learner.alphas for learner in learners]))
+        finals.append(loss_of(k, w, valid)[0])
+    return list(torch.autograd.grad(sum(finals[1:], finals[0]), [learner.alphas for learner in learners]))
 
 
 def exact_bilevel_hypergradient(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,10 @@ class Batch(NamedTuple):
 class Network(Protocol):
     """What the tri-level step needs of a supernet."""
 
-    def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output: ...
+    def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
+        """Of one network, or with weights [m, num_weights] and alphas [m, ...] of m that stack: every output is then [m, ...]."""
+
+    def stacks_with(self, other: Any) -> bool: ...
 
     def twice_differentiable(self) -> Network: ...
 
@@ -34,50 +38,107 @@ class Network(Protocol):
 PERTURBED = "_perturbed"  # ends the names of passes that central differences are made of
 
 
+class Pass(NamedTuple):
+    """What a learner's forward and backward pass gave, without graph."""
+
+    terms: list[Tensor]  # scalars whose sum was differentiated
+    output: Output
+    grads: tuple[Tensor, ...]
+
+
+def own_loss(i: int, loss: Tensor, output: Output) -> list[Tensor]:
+    return [loss]
+
+
 class Passes:
-    """Runs forward and backward passes of learners' networks; `forwards` and `backwards` count them by name, `watch` sees NaN.
+    """Runs passes of one kind of several learners; `forwards` and `backwards` count them by name, for each learner; `watch` sees NaN.
 
     `static`: every step makes the same passes and reads nothing from the device, as a CUDA graph needs; else passes that would
-    change nothing are left out. `precision`: the dtype of activations and their gradients, None for that of the weights.
-    Perturbed passes keep the weights' own: a central difference has no digits to spare.
+    change nothing are left out. `stacked`: learners whose networks stack make their passes in one call of the network, whose
+    activations then lie in memory together; else one after another. `precision`: the dtype of activations and their gradients, None
+    for that of the weights. Perturbed passes keep the weights' own: a central difference has no digits to spare.
     """
 
-    def __init__(self, *, static: bool = False, precision: torch.dtype | None = None) -> None:
+    def __init__(self, *, static: bool = False, stacked: bool = False, precision: torch.dtype | None = None) -> None:
         self.forwards: Counter[str] = Counter()
         self.backwards: Counter[str] = Counter()
-        self.static, self.precision = static, precision
+        self.static, self.stacked, self.precision = static, stacked, precision
         self.watch = Watch(later=static)
 
-    def forward(self, name: str, learner: Learner, weights: Tensor, batch: Batch) -> tuple[Tensor, Output]:
-        """Mean cross-entropy of the learner's network with these weights on the batch, and the network's output, in the weights' dtype.
+    def stack(self, learners: Sequence[Learner]) -> bool:
+        """Whether these learners' passes are one call of a network."""
+        return self.stacked and len(learners) > 1 and all(learners[0].network.stacks_with(learner.network) for learner in learners)
 
-        Raises Diverged when the loss is not finite or too large (on the CPU; else the step does).
+    def run(
+        self,
+        name: str,
+        learners: Sequence[Learner],
+        weights: Sequence[Tensor],
+        batch: Batch,
+        inputs: Sequence[Sequence[Tensor]],
+        terms: Callable[[int, Tensor, Output], list[Tensor]] = own_loss,
+    ) -> list[Pass]:
+        """Forward and backward passes of learners with these weights: gradients of the sum of terms(i, loss, output) by `inputs[i]`.
+
+        `inputs` of different learners are different tensors. Raises as `forward` and `backward`.
         """
-        self.forwards[name] += 1
-        computed = weights.dtype if self.precision is None or name.endswith(PERTURBED) else self.precision
-        output = learner.network.forward(weights.to(computed), learner.alphas, batch.images.to(computed))
-        output = type(output)(*(part.to(weights.dtype) for part in output))
-        loss = F.cross_entropy(output.logits, batch.labels)
-        self.watch.loss(loss, learner.number, f"pass {name}")
-        return loss, output
+        ran = []
+        for group in [range(len(learners))] if self.stack(learners) else [[i] for i in range(len(learners))]:
+            some = [learners[i] for i in group]
+            losses, outputs = self.forward(name, some, [weights[i] for i in group], batch)
+            summed = [terms(*found) for found in zip(group, losses, outputs, strict=True)]
+            grads = self.backward(name, some, summed, [inputs[i] for i in group])
+            for found, output, grad in zip(summed, outputs, grads, strict=True):
+                ran.append(Pass([term.detach() for term in found], type(output)(*(part.detach() for part in output)), grad))
+        return ran
+
+    def forward(self, name: str, learners: Sequence[Learner], weights: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], list[Output]]:
+        """Mean cross-entropies of the learners' networks with these weights on the batch, and their outputs, in the weights' dtype.
+
+        Raises Diverged when a loss is not finite or too large (on the CPU; else the step does).
+        """
+        self.forwards[name] += len(learners)
+        dtype = weights[0].dtype
+        computed = dtype if self.precision is None or name.endswith(PERTURBED) else self.precision
+        weights, images = [w.to(computed) for w in weights], batch.images.to(computed)
+        if self.stack(learners):
+            alphas = torch.stack([learner.alphas for learner in learners])
+            stacked = learners[0].network.forward(torch.stack(weights), alphas, images)
+            outputs = [type(stacked)(*parts) for parts in zip(*stacked, strict=True)]
+        else:
+            outputs = [learner.network.forward(w, learner.alphas, images) for learner, w in zip(learners, weights, strict=True)]
+        outputs = [type(output)(*(part.to(dtype) for part in output)) for output in outputs]
+        losses = [F.cross_entropy(output.logits, batch.labels) for output in outputs]
+        for learner, loss in zip(learners, losses, strict=True):
+            self.watch.loss(loss, learner.number, f"pass {name}")
+        return losses, outputs
 
     def backward(
         self,
         name: str,
-        learner: Learner,
-        outputs: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        cotangents: Sequence[Tensor | None] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Gradients of the outputs (with cotangents where they are no scalars); zeros where nothing depends on an input.
+        learners: Sequence[Learner],
+        outputs: Sequence[Sequence[Tensor]],
+        inputs: Sequence[Sequence[Tensor]],
+        cotangents: Sequence[Sequence[Tensor | None]] | None = None,
+    ) -> list[tuple[Tensor, ...]]:
+        """Gradients of each learner's outputs (with cotangents where they are no scalars); zeros where nothing depends on an input.
 
         Raises Diverged when one is not finite (on the CPU; else the step does).
         """
-        self.backwards[name] += 1
-        grads = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
-        grads = tuple(torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, inputs, strict=True))
-        self.watch.term(grads, "gradient", learner.number, f"pass {name}")
+        self.backwards[name] += len(learners)
+        cotangents = cotangents or [[None] * len(some) for some in outputs]
+        if self.stack(learners):  # one graph
+            flat = iter(_grad(list(chain(*outputs)), list(chain(*inputs)), list(chain(*cotangents))))
+            grads = [tuple(islice(flat, len(some))) for some in inputs]
+        else:
+            grads = [_grad(*lists) for lists in zip(outputs, inputs, cotangents, strict=True)]
+        for learner, grad in zip(learners, grads, strict=True):
+            self.watch.term(grad, "gradient", learner.number, f"pass {name}")
         return grads
+
+
+def _grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, materialize_grads=True)
 
 
 @torch.no_grad()

@@ -10,14 +10,15 @@ hypergradient needs no virtual steps. With u_k = dL(W'_k, A_k; val)/dW'_k and Ph
 
 Derivatives of Phi are central differences of first-order gradients of O at W +- step * u / ||u||, read off at the
 architecture, at l (K numbers) and at s (what the teachers publish): these small vectors are all that couples learners, and
-all that travels between processes where learners live on several (`Rows`). Lists of learners hold those of this process.
+all that travels between processes where learners live on several (`Rows`). Lists of learners hold those of this process, and
+passes of one kind are asked for together, those of all learners and both ends of a difference: `Passes` may make them at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from pamkd.spaces.supernet import Output
 from pamkd.trilevel.difference import DEFAULT_FD_STEP, central_difference
 from pamkd.trilevel.passes import PERTURBED, Batch, Network, Passes
 from pamkd.trilevel.sgd import SGD
+
+AnyLearner = TypeVar("AnyLearner", bound="Learner")
 
 
 class Transfer(Protocol):
@@ -58,8 +61,12 @@ class Learner:
     number: int = 0  # its place among all learners
 
     @classmethod
-    def create(cls, network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> Learner:
+    def create(cls: type[AnyLearner], network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> AnyLearner:
         return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w), number)
+
+    def apart(self) -> Learner:
+        """This learner with its architecture as a leaf of its own: derivatives by it are those of one pass among several."""
+        return replace(self, alphas=self.alphas.detach().requires_grad_())
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -86,7 +93,12 @@ class Lesson:
     @classmethod
     def of(cls, measured: Measurement, context: Any, rows: Rows = ALL_HERE) -> Lesson:
         parts = zip(measured.losses, measured.published, strict=True)
-        return cls(*rows.gather([(loss.detach(), published.detach()) for loss, published in parts]), context)
+        losses, published = rows.gather([(loss.detach(), told.detach()) for loss, told in parts])
+        return cls(losses, published, context)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return self.losses, self.published
 
     def leaves(self) -> Lesson:
         return Lesson(self.losses.detach().requires_grad_(), self.published.detach().requires_grad_(), self.context)
@@ -149,52 +161,52 @@ class TriLevelStep:
     def __init__(self, passes: Passes, teaching: Teaching, *, sgd: SGD, fd_step: float = DEFAULT_FD_STEP, rows: Rows = ALL_HERE) -> None:
         self.passes, self.teaching, self.sgd, self.fd_step, self.rows = passes, teaching, sgd, fd_step, rows
 
-    def train_v(self, learner: Learner, train: Batch, lr: float) -> tuple[Tensor, Update]:
-        """Stage I, Eq. (8): V <- V'. Returns the training loss."""
-        weights = learner.v.detach().requires_grad_()
-        loss, _ = self.passes.forward("v_train", learner, weights, train)
-        (grad,) = self.passes.backward("v_train", learner, [loss], [weights])
-        learner.v, learner.v_momentum, coefficient = self.sgd.update(learner.v, learner.v_momentum, grad, lr)
-        self.passes.watch.term([learner.v], "updated V", learner.number, "pass v_train")
-        return loss.detach(), Update(weights.detach(), lr * coefficient)
+    def train_v(self, learners: Sequence[Learner], train: Batch, lr: float) -> tuple[list[Tensor], list[Update]]:
+        """Stage I, Eq. (8): V <- V'. Returns the training losses and the updates."""
+        weights = [learner.v.detach().requires_grad_() for learner in learners]
+        ran = self.passes.run("v_train", learners, weights, train, [[v] for v in weights])
+        updates = []
+        for learner, done in zip(learners, ran, strict=True):
+            before = learner.v
+            learner.v, learner.v_momentum, coefficient = self.sgd.update(before, learner.v_momentum, done.grads[0], lr)
+            self.passes.watch.term([learner.v], "updated V", learner.number, "pass v_train")
+            updates.append(Update(before, lr * coefficient))
+        return [done.terms[0] for done in ran], updates
 
     def measure(self, learners: Sequence[Learner], train: Batch, valid: Batch, context: Any) -> Measurement:
         """V' on the batch on which they teach: losses and what each learner could teach, graphs kept for the hypergradient."""
-        losses, published, weights = [], [], []
         batch = train if self.teaching.batch == "train" else valid
-        for learner in learners:
-            v = learner.v.detach().requires_grad_()
-            loss, output = self.passes.forward("v_teach", learner, v, batch)
-            losses.append(loss)
-            published.append(self.teaching.transfer.publish(output, v, context))
-            weights.append(v)
+        weights = [learner.v.detach().requires_grad_() for learner in learners]
+        losses, outputs = self.passes.forward("v_teach", learners, weights, batch)
+        published = [self.teaching.transfer.publish(output, v, context) for output, v in zip(outputs, weights, strict=True)]
         return Measurement(losses, published, weights)
 
     def train_w(
-        self, k: int, learner: Learner, train: Batch, valid: Batch, lesson: Lesson | None, lr: float
-    ) -> tuple[Tensor, Tensor, Update]:
-        """Stage II, Eq. (9): W <- W' of learner k, taught by `lesson` (None: by nobody).
+        self, learners: Sequence[Learner], train: Batch, valid: Batch, lesson: Lesson | None, students: Sequence[int], lr: float
+    ) -> tuple[list[Tensor], list[Tensor], list[Update]]:
+        """Stage II, Eq. (9): W <- W', taught by `lesson` those of all K learners that are `students`.
 
-        Returns the training loss, what the lesson added to it, and the update.
+        Returns the training losses, what the lesson added to them, and the updates.
         """
-        weights = learner.w.detach().requires_grad_()
-        loss, taught, (grad,) = self._stage_two(k, weights, learner, train, valid, lesson, [weights], "")
-        learner.w, learner.w_momentum, coefficient = self.sgd.update(learner.w, learner.w_momentum, grad, lr)
-        self.passes.watch.term([learner.w], "updated W", learner.number, "pass w_train")
-        return loss.detach(), taught.detach(), Update(weights.detach(), lr * coefficient)
+        weights = [learner.w.detach().requires_grad_() for learner in learners]
+        here = self.rows.indices(len(learners))
+        lessons = [lesson if k in students else None for k in here]
+        losses, taught, grads = self._stage_two(here, learners, weights, train, valid, lessons, [[w] for w in weights], "")
+        updates = []
+        for learner, (grad,) in zip(learners, grads, strict=True):
+            before = learner.w
+            learner.w, learner.w_momentum, coefficient = self.sgd.update(before, learner.w_momentum, grad, lr)
+            self.passes.watch.term([learner.w], "updated W", learner.number, "pass w_train")
+            updates.append(Update(before, lr * coefficient))
+        return losses, taught, updates
 
     def validate_w(self, learners: Sequence[Learner], valid: Batch) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Stage III: losses and accuracies of W' on the validation batch, u_k = dL/dW'_k, and the direct term dL/dA_k."""
-        losses, accuracy, u, direct = [], [], [], []
-        for learner in learners:
-            w = learner.w.detach().requires_grad_()
-            loss, output = self.passes.forward("w_valid", learner, w, valid)
-            grad_w, grad_alphas = self.passes.backward("w_valid", learner, [loss], [w, learner.alphas])
-            losses.append(loss.detach())
-            accuracy.append(accuracy_of(output, valid))
-            u.append(grad_w)
-            direct.append(grad_alphas)
-        return losses, accuracy, u, direct
+        weights = [learner.w.detach().requires_grad_() for learner in learners]
+        inputs = [[w, learner.alphas] for w, learner in zip(weights, learners, strict=True)]
+        ran = self.passes.run("w_valid", learners, weights, valid, inputs)
+        u, direct = zip(*(done.grads for done in ran), strict=True)
+        return [done.terms[0] for done in ran], [accuracy_of(done.output, valid) for done in ran], list(u), list(direct)
 
     def hypergradient(
         self,
@@ -211,70 +223,80 @@ class TriLevelStep:
     ) -> Hypergradient:
         """The second-order terms by central differences; `students` are those of all K learners that somebody taught in this
         step (none, and no measurement, with K = 1)."""
-        result = Hypergradient(list(direct))
-        if students:
-            lesson = lesson.leaves()
-            loss_cotangent, published_cotangent = torch.zeros_like(lesson.losses), torch.zeros_like(lesson.published)
         here = self.rows.indices(len(learners))
-        for k, learner, update, vector in zip(here, learners, w_updates, u, strict=True):
-            taught_by = lesson if k in students else None
-            inputs = [learner.alphas, lesson.losses, lesson.published] if taught_by else [learner.alphas]
 
-            def gradients(point: list[Tensor], k=k, learner=learner, taught_by=taught_by, inputs=inputs) -> list[Tensor]:
-                return self._stage_two(k, point[0], learner, train, valid, taught_by, inputs, PERTURBED)[2]
+        def by_w(points: list[Tensor]) -> list[tuple[Tensor, ...]]:
+            who, twins = [*here, *here], [learner.apart() for learner in (*learners, *learners)]  # + of all, then - of all
+            lessons = [lesson.leaves() if lesson is not None and k in students else None for k in who]
+            inputs = [[twin.alphas, *(own.tensors if own else ())] for twin, own in zip(twins, lessons, strict=True)]
+            return self._stage_two(who, twins, points, train, valid, lessons, inputs, PERTURBED)[2]
 
-            through, *coupling = central_difference(gradients, [update.before], [vector], self.fd_step)
+        result = Hypergradient(list(direct))
+        if lesson is not None and students:
+            loss_cotangent, published_cotangent = torch.zeros_like(lesson.losses), torch.zeros_like(lesson.published)
+        found = central_difference(by_w, [update.before for update in w_updates], u, self.fd_step)
+        for update, (through, *coupling) in zip(w_updates, found, strict=True):
             result.through_w.append(-update.step_size * through)
             if coupling:
                 loss_cotangent += update.step_size * coupling[0]
                 published_cotangent += update.step_size * coupling[1]
-        if not students:
+        if measured is None or not students:
             return result
+
         loss_cotangent, published_cotangent = self.rows.total([loss_cotangent, published_cotangent])
-        for i, (k, learner, update) in enumerate(zip(here, learners, v_updates, strict=True)):
-            v, through = self.passes.backward(
-                "v_teach",
-                learner,
-                [measured.losses[i], measured.published[i]],
-                [measured.weights[i], learner.alphas],
-                [loss_cotangent[k], published_cotangent[k]],
-            )
-            result.through_teacher.append(-through)
+        outputs = list(zip(measured.losses, measured.published, strict=True))
+        inputs = [[v, learner.alphas] for v, learner in zip(measured.weights, learners, strict=True)]
+        cotangents = [(loss_cotangent[k], published_cotangent[k]) for k in here]
+        v, through_teacher = zip(*self.passes.backward("v_teach", learners, outputs, inputs, cotangents), strict=True)
+        result.through_teacher = [-through for through in through_teacher]
 
-            def gradient(point: list[Tensor], learner=learner) -> list[Tensor]:
-                loss, _ = self.passes.forward("v_train" + PERTURBED, learner, point[0], train)
-                return list(self.passes.backward("v_train" + PERTURBED, learner, [loss], [learner.alphas]))
+        def by_v(points: list[Tensor]) -> list[tuple[Tensor, ...]]:
+            twins = [learner.apart() for learner in (*learners, *learners)]
+            ran = self.passes.run("v_train" + PERTURBED, twins, points, train, [[twin.alphas] for twin in twins])
+            return [done.grads for done in ran]
 
-            (through,) = central_difference(gradient, [update.before], [v], self.fd_step)
-            result.through_v.append(update.step_size * through)
+        found = central_difference(by_v, [update.before for update in v_updates], v, self.fd_step)
+        result.through_v = [update.step_size * through for update, (through,) in zip(v_updates, found, strict=True)]
         return result
 
     def _stage_two(
         self,
-        k: int,
-        weights: Tensor,
-        learner: Learner,
+        who: Sequence[int],
+        learners: Sequence[Learner],
+        weights: Sequence[Tensor],
         train: Batch,
         valid: Batch,
-        lesson: Lesson | None,
-        inputs: Sequence[Tensor],
+        lessons: Sequence[Lesson | None],
+        inputs: Sequence[Sequence[Tensor]],
         suffix: str,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Training loss and lesson of learner k at these weights (Eq. 4), and the gradients of their sum by `inputs`.
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, ...]]]:
+        """Training losses and lessons of learners at these weights (Eq. 4), and the gradients of each one's sum by its `inputs`.
 
-        inputs[0] is its weights or its architecture; further ones belong to the lesson. Teaching on the training batch shares its pass.
+        who[i] is the place of learners[i] among all K, lessons[i] what it is taught, inputs[i][0] its weights or its architecture; further
+        inputs belong to the lesson. Teaching on the training batch shares its pass.
         """
-        loss, output = self.passes.forward("w_train" + suffix, learner, weights, train)
-        if lesson is None:
-            return loss, torch.zeros_like(loss), list(self.passes.backward("w_train" + suffix, learner, [loss], inputs[:1]))
-        if self.teaching.batch == "train":
-            taught = self._taught(k, learner, weights, output, lesson, "w_train" + suffix)
-            return loss, taught, list(self.passes.backward("w_train" + suffix, learner, [loss + taught], inputs))
-        grads = self.passes.backward("w_train" + suffix, learner, [loss], inputs[:1])
-        _, output = self.passes.forward("w_taught" + suffix, learner, weights, valid)
-        taught = self._taught(k, learner, weights, output, lesson, "w_taught" + suffix)
-        more = self.passes.backward("w_taught" + suffix, learner, [taught], inputs)
-        return loss, taught, [grads[0] + more[0], *more[1:]]
+
+        shared = self.teaching.batch == "train"
+        students = {i: lesson for i, lesson in enumerate(lessons) if lesson is not None}
+
+        def taught(i: int, output: Output, name: str) -> Tensor:
+            return self._taught(who[i], learners[i], weights[i], output, students[i], name + suffix)
+
+        def train_terms(i: int, loss: Tensor, output: Output) -> list[Tensor]:
+            return [loss, taught(i, output, "w_train")] if shared and i in students else [loss]
+
+        def taught_terms(j: int, loss: Tensor, output: Output) -> list[Tensor]:
+            return [taught(list(students)[j], output, "w_taught")]
+
+        by = inputs if shared else [some[:1] for some in inputs]
+        ran = self.passes.run("w_train" + suffix, learners, weights, train, by, train_terms)
+        terms, grads = [done.terms for done in ran], [done.grads for done in ran]
+        if not shared:
+            those, at, by = [learners[i] for i in students], [weights[i] for i in students], [inputs[i] for i in students]
+            for i, done in zip(students, self.passes.run("w_taught" + suffix, those, at, valid, by, taught_terms), strict=True):
+                terms[i] = terms[i] + done.terms
+                grads[i] = (grads[i][0] + done.grads[0], *done.grads[1:])
+        return [loss for loss, *_ in terms], [sum(rest, torch.zeros_like(loss)) for loss, *rest in terms], grads
 
     def _taught(self, k: int, learner: Learner, weights: Tensor, output: Output, lesson: Lesson, name: str) -> Tensor:
         """lambda * sum_j h(d_kj) G_kj of Eq. (4), (6), (7): what its teachers add to the loss of student k."""

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from pamkd.methods import METHODS
 from pamkd.methods.afd import Adam, judge_layout, judgement
 from pamkd.methods.nes import forward_selection
-from pamkd.methods.one import GatedOutput
 from pamkd.methods.ramp import ramp
 from pamkd.spaces.supernet import Output
 from pamkd.transfer.divergence import divergence
@@ -288,7 +287,7 @@ def test_one():
     outputs, batch = outputs_of()
     random = torch.Generator().manual_seed(5)
     stem = torch.randn(1, N, D, generator=random, dtype=torch.float64).expand(K, -1, -1).clone().requires_grad_()
-    outputs = GatedOutput(*outputs, stem)
+    outputs = Output(outputs.logits, stem)
     method = started("one")
     linear, bias = method.modules.detach()[: K * D].view(K, D), method.modules.detach()[K * D : K * D + K]
     hidden = stem[0].detach() @ linear.T + bias

@@ -13,6 +13,7 @@ from pamkd.runs import search as search_module
 from pamkd.runs.collapse import Collapse, judge, rising
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.search import Search
+from pamkd.spaces.darts import PRIMITIVES
 from pamkd.spaces.genotype import named
 
 EPOCHS = [*range(0, 50, 2), 49]
@@ -40,8 +41,10 @@ def test_rule_of_the_eigenvalue(series, expected):
     assert found == expected
 
 
-def row(epoch, genotype, eigenvalues=None):
-    return {"kind": "epoch", "epoch": epoch, "genotypes": [named("DARTS_V2").to_json(), genotype.to_json()], "eigenvalues": eigenvalues}
+def row(epoch, genotype, eigenvalues=None, *, entropy=2.0, candidates=PRIMITIVES):
+    described = {"genotypes": [named("DARTS_V2").to_json(), genotype.to_json()], "entropy": [2.0, entropy]}
+    operations = {name: [[PRIMITIVES] * 14, [candidates] * 14] for name in ("normal", "reduce")}
+    return {"kind": "epoch", "epoch": epoch, "eigenvalues": eigenvalues, "operations": operations} | described
 
 
 def all_skips():
@@ -53,6 +56,20 @@ def test_skip_connections():
     rows = [row(0, named("DARTS_V2")), row(1, named("PDARTS")), row(2, all_skips())]
     assert judge(rows[:2]) is None
     assert judge(rows) == Collapse("69 % of the operations of learner 1 are skip connections", 1)
+
+
+def test_skip_connections_where_every_second_operation_is_one():
+    """11 of 16 are no sign in S2, 13 are."""
+    genotype, options = all_skips(), {"candidates": ("skip_connect", "sep_conv_3x3"), "entropy": 0.6}
+    more = genotype._replace(reduce=(("skip_connect", 0),) * 3 + genotype.reduce[3:])
+    assert genotype.skips == 11 and judge([row(0, genotype, **options)]) is None
+    assert more.skips == 13 and "81 %" in judge([row(0, more, **options)]).reason
+
+
+def test_mixtures_without_entropy():
+    rows = [row(epoch, named("PDARTS"), entropy=entropy) for epoch, entropy in enumerate((2.0, 0.21, 0.2))]
+    assert judge(rows[:2]) is None
+    assert judge(rows) == Collapse("learner 1 can hardly change any more: its mixtures have 10 % of their largest entropy", 1)
 
 
 def test_eigenvalues_of_any_learner():

@@ -11,7 +11,7 @@ import torch
 from pamkd.data import halves, load_dataset
 from pamkd.methods import METHODS
 from pamkd.runs.config import SearchConfig
-from pamkd.runs.errors import Interrupted
+from pamkd.runs.errors import Interrupted, OptionError
 from pamkd.runs.search import Search
 from pamkd.transfer import TRANSFERS
 from tests.runs.interrupted import InterruptedAt
@@ -119,6 +119,5 @@ def test_methods_search_other_spaces(method, space, pictures):
 
 
 def test_a_transfer_of_weights_cannot_follow_stages(pictures):
-    options = {"transfer": "l2w", "space": "pdarts"} | SPACES["pdarts"]
-    with pytest.raises(ValueError, match="transfer l2w compares weights one by one and these learners' supernets differ"):
-        Search(**TINY | options).run(*pictures)
+    with pytest.raises(OptionError, match="transfer is 'l2w': needed is another one for space pdarts: learners differ in size"):
+        Search(**TINY | SPACES["pdarts"] | {"transfer": "l2w", "space": "pdarts"}).run(*pictures)

@@ -74,11 +74,11 @@ def test_finite_differences_keep_the_precision_of_the_weights(network, transfer,
     seen = {}
 
     class Spy(Passes):
-        def forward(self, name, learner, weights, batch):
+        def forward(self, name, learners, weights, batch):
             self.name = name
-            loss, output = super().forward(name, learner, weights, batch)
-            assert loss.dtype == output.embedding.dtype == weights.dtype
-            return loss, output
+            losses, outputs = super().forward(name, learners, weights, batch)
+            assert {x.dtype for x in (*losses, *weights, *(output.embedding for output in outputs))} == {torch.float64}
+            return losses, outputs
 
     passes, forward = Spy(precision=torch.bfloat16), type(network).forward
 
@@ -103,8 +103,8 @@ def test_bfloat16_gradients_are_near_those_of_float32():
     found = []
     for precision in (None, torch.bfloat16):
         passes, w = Passes(precision=precision), learner.w.detach().requires_grad_()
-        loss, _ = passes.forward("w_train", learner, w, batch)
-        found.append((loss, *passes.backward("w_train", learner, [loss], [w, learner.alphas])))
+        (ran,) = passes.run("w_train", [learner], [w], batch, [[w, learner.alphas]])
+        found.append((*ran.terms, *ran.grads))
     (loss, *grads), (near, *others) = found
     assert near.item() == pytest.approx(loss.item(), rel=0.02) and near.item() != loss.item()
     for grad, other in zip(grads, others, strict=True):

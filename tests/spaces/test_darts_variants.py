@@ -21,6 +21,8 @@ COUNTS = [
     ("darts-minus", {"space": "s3"}, 706_426),
     ("darts-minus", {"space": "s4"}, 665_466),
     ("darts-minus", {}, 1_971_578),
+    ("s4", {"channels": 8, "cells": 5, "classes": 7}, 114_335),
+    ("darts-minus", {"space": "s4", "channels": 8, "cells": 5, "classes": 7}, 124_575),
     ("pcdarts", {}, 299_578),
     ("pcdarts", {"classes": 100}, 322_708),
     ("pcdarts", {"classes": 1000, "partial": 2, "stem": "imagenet"}, 956_512),
@@ -38,18 +40,45 @@ def alphas_of(published_alphas):
     return lambda columns: torch.stack([published_alphas((14, columns), offset) for offset in (0, 1000)])
 
 
-@pytest.mark.parametrize(
-    ("space", "columns", "norm", "first"),
-    [
-        ("s1", 2, 0.53349375, [-0.00157855, -0.17878465, -0.01550892]),
-        ("darts-minus", 8, 9.02068919, [0.35153790, 3.76241657, -1.61357534]),
-    ],
-)
-def test_logits(space, columns, norm, first, filled, alphas_of, published_input):
-    supernet = SPACES[space]()
+# With beta 0.6 and of small networks: from the published codes, run with these weights.
+SMALL = {"channels": 8, "cells": 5, "classes": 7}
+MINUS = SMALL | {"decay": "constant", "beta": 0.6}
+LOGITS = [
+    ("s1", {}, 2, [0.53349375, -0.00157855, -0.17878465, -0.01550892]),
+    ("s1", SMALL, 2, [0.47108932, -0.04228695, -0.05156715, 0.05234330]),
+    ("s2", SMALL, 2, [1.95942159, -0.34167918, -0.70571775, 0.40393789]),
+    ("s3", SMALL, 3, [0.61297634, -0.19114214, -0.20708543, 0.16197334]),
+    ("darts-minus", {}, 8, [9.02068919, 0.35153790, 3.76241657, -1.61357534]),
+    ("darts-minus", MINUS, 8, [2.68282206, -0.21186844, 0.02755202, -0.10519360]),
+    ("darts-minus", MINUS | {"space": "s1"}, 2, [2.15436083, 0.22823805, 0.94354688, 0.08651613]),
+    ("darts-minus", MINUS | {"space": "s2"}, 2, [2.64379669, -0.97561904, -1.19663977, 0.43162744]),
+    ("darts-minus", MINUS | {"space": "s3"}, 3, [1.03150996, -0.36542757, -0.52084870, -0.16147413]),
+]
+
+
+@pytest.mark.parametrize(("space", "options", "columns", "values"), LOGITS, ids=str)
+def test_logits(space, options, columns, values, filled, alphas_of, published_input):
+    supernet = SPACES[space](**options)
     logits = supernet.forward(filled(supernet), alphas_of(columns), published_input((2, 3, 32, 32))).logits
-    assert logits.norm().item() == pytest.approx(norm, abs=1e-7)
-    assert logits[0, :3].tolist() == pytest.approx(first, abs=1e-7)
+    assert [logits.norm().item(), *logits[0, :3].tolist()] == pytest.approx(values, abs=2e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "weights", "values"),
+    [
+        ({}, 32, 299_578, [0.28601987, -0.05403199, 0.09016934, -0.01783515]),
+        (SMALL, 32, 66_199, [0.20299717, -0.04781731, 0.01373539, -0.06941711]),
+        (SMALL | {"classes": 11, "partial": 2, "stem": "imagenet"}, 64, 154_615, [0.77959017, -0.34034750, -0.12251928, -0.06825221]),
+    ],
+    ids=str,
+)
+def test_logits_of_partial_channels(options, size, weights, values, filled, alphas_of, published_alphas, published_input):
+    """From the published code, run with these weights."""
+    supernet = SPACES["pcdarts"](**options)
+    assert supernet.layout.count == weights
+    betas = torch.stack([published_alphas((14, 1), offset) for offset in (2000, 3000)])
+    logits = supernet.forward(filled(supernet), torch.cat([alphas_of(8), betas], -1), published_input((2, 3, size, size))).logits
+    assert [logits.norm().item(), *logits[0, :3].tolist()] == pytest.approx(values, abs=2e-8)
 
 
 @pytest.mark.parametrize(("space", "other"), [("s2", "sk"), ("s4", "no")])

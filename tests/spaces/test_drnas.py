@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pamkd.runs.search_state import copied
 from pamkd.spaces.drnas import DrNas, DrNasTopology, concentration, kl_to_uniform
 from pamkd.spaces.supernet import Moment
 from pamkd.spaces.widen import widening
+from pamkd.trilevel.curvature import architecture_eigenvalue
+from pamkd.trilevel.passes import Batch
+from pamkd.trilevel.step import Learner
 
 COUNTS = [
     ({"channels": 36, "cells": 20}, 0, 2_221_750),
@@ -31,6 +35,52 @@ def test_weight_counts(options, stage, weights):
 @pytest.mark.parametrize(("k", "weights"), [(1, 1_686_106), (2, 476_506), (4, 174_106)])
 def test_weight_counts_on_nasbench201(k, weights):
     assert DrNasTopology(cells=5, partials=[k]).layout.count == weights
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "weights", "values"),
+    [
+        ({"channels": 12, "classes": 7}, 32, 83_315, [1.11183784, 0.56275506, -0.16876595, 0.10568122]),
+        (
+            {"channels": 24, "classes": 11, "partials": [3], "keep": [], "stem": "imagenet"},
+            64,
+            572_223,
+            [3.77683672, -0.15407223, 0.31157337, -0.77694656],
+        ),
+    ],
+    ids=["cifar", "imagenet"],
+)
+def test_logits_of_mean_mixtures(options, size, weights, values, filled, published_alphas, published_input, monkeypatch):
+    """From the published code, run with these weights and the softmax in place of the sample."""
+    supernet = DrNas(cells=5, **options)
+    monkeypatch.setattr(supernet, "sample", lambda alphas: [torch.cat([mix, torch.ones(14, 1)], 1) for mix in supernet.mixtures(alphas)])
+    alphas = torch.stack([published_alphas((14, 7), offset) for offset in (0, 1000)])
+    logits = supernet.forward(filled(supernet), alphas, published_input((2, 3, size, size))).logits
+    assert supernet.layout.count == weights
+    assert [logits.norm().item(), *logits[0, :3].tolist()] == pytest.approx(values, abs=2e-8)
+
+
+def test_eigenvalue_of_the_hessian():
+    """PyTorch's own sample has no second derivative. Here the Hessian is that of the drawn variables' first-order expansion."""
+    supernet = DrNasTopology(cells=1, channels=2, classes=3)
+    random = torch.Generator().manual_seed(0)
+    weights, alphas = supernet.init_weights(random).double(), supernet.init_alphas(random).double()
+    batch = Batch(torch.randn(4, 3, 8, 8, generator=random, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
+    learner = Learner.create(supernet, alphas, weights, weights)
+    shape = concentration(alphas.detach())
+    gammas = torch._standard_gamma(shape, generator=supernet.random("dirichlet"))
+    slopes = torch._standard_gamma_grad(shape, gammas)
+
+    class Expanded(DrNasTopology):
+        def sample(self, alphas):
+            drawn = gammas + slopes * (concentration(alphas) - shape)
+            return tuple(drawn / drawn.sum(-1, keepdim=True))
+
+    twin = Expanded(cells=1, channels=2, classes=3).twice_differentiable()
+    hessian = torch.autograd.functional.hessian(
+        lambda alphas: F.cross_entropy(twin.forward(weights, alphas, batch.images).logits, batch.labels), alphas.detach()
+    )
+    assert architecture_eigenvalue(learner, batch) == pytest.approx(torch.linalg.eigvalsh(hessian.view(30, 30))[-1].item(), rel=1e-7)
 
 
 def test_concentration_and_divergence(published_alphas):

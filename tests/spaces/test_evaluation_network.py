@@ -87,7 +87,8 @@ def test_parameter_counts(name):
     assert (build(name, channels=16, cells=8, classes=100).num_parameters, build(name, channels=16).num_parameters) == SMALL[name]
     if c100 is not None:
         assert everything(network) == c10_auxiliary
-        assert build(name, classes=100).num_parameters == c100
+        larger = build(name, classes=100, auxiliary=True)
+        assert (larger.num_parameters, everything(larger)) == (c100, c100 + c10_auxiliary - c10 + 769 * 90)
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -136,6 +137,31 @@ def test_logits(filled, published_input, name, main, auxiliary):
     output = filled(build(name, auxiliary=True))(published_input((2, 3, 32, 32)))
     for logits, expected in zip(output, (main, auxiliary), strict=True):
         assert [logits.norm().item(), *logits[0, :3].tolist()] == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "parameters", "main", "auxiliary"),
+    [
+        ("PDARTS", "cifar", 77_951, (0.44688565, -0.00166377, 0.03428569), (3.13315578, -0.29647009, -0.12466229)),
+        ("PC_DARTS_cifar", "cifar", 91_871, (0.40571393, -0.05844798, 0.01735397), (3.38797735, -2.16946647, -1.03746227)),
+        ("PC_DARTS_image", "imagenet", 61_415, (0.88009150, -0.21878959, 0.15850757), (0.68894595, -0.26680269, 0.01905995)),
+        ("DrNAS_cifar10", "cifar", 99_711, (0.52017223, 0.14957645, 0.22728744), (2.74226113, -0.67611078, -0.21194048)),
+        ("cifar10_s1_0", "cifar", 48_415, (0.58706381, -0.22736659, 0.13890034), (3.20407499, -0.33124878, 0.16588066)),
+        ("RobustDARTS_S1_wd81e-4_1", "cifar", 58_863, (2.44480265, -0.96373525, -0.17942383), (3.39632890, -1.57725746, 0.08461264)),
+        ("NASNet", "cifar", 93_759, (0.62425863, -0.25252281, 0.14814886), (3.11337928, -0.84526041, -0.20302392)),
+        ("NASNet", "imagenet", 67_247, (0.87250676, 0.21849718, 0.13641379), (0.70555563, 0.15009398, -0.00423414)),
+        ("AmoebaNet", "cifar", 89_599, (0.56726292, 0.25429916, 0.15988032), (2.78182184, -1.19466909, -0.45287518)),
+        ("AmoebaNet", "imagenet", 69_599, (0.89904383, -0.11090491, 0.08299123), (1.10708455, 0.17213181, -0.31664492)),
+    ],
+)
+def test_other_sizes(filled, published_input, name, stem, parameters, main, auxiliary):
+    """From the published code, run with these weights: 8 channels, 7 cells and classes, for ImageNet 5 cells and 11 classes."""
+    sizes = {"cells": 7, "classes": 7} if stem == "cifar" else {"cells": 5, "classes": 11}
+    network = filled(build(name, channels=8, stem=stem, auxiliary=True, **sizes))
+    assert network.num_parameters == parameters
+    output = network(published_input((2, 3, 32, 32) if stem == "cifar" else (2, 3, 224, 224)))
+    for logits, expected in zip(output, (main, auxiliary), strict=True):
+        assert [logits.norm().item(), *logits[0, :2].tolist()] == pytest.approx(expected, abs=2e-8)
 
 
 def test_imagenet_logits(filled, published_input):

@@ -43,11 +43,21 @@ def test_what_published_variants_have_besides():
     assert supernet.layout.count + channels == 1_692_826 and supernet.layout.count + 2 * channels == 1_699_546
 
 
-def test_supernet_logits(filled, published_alphas, published_input):
-    supernet = NasBench201(cells=5)
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ({"cells": 5}, [1.51950666, -0.37057717, -0.48641850, 0.13227845]),
+        ({"cells": 5, "partial": 4}, [1.44036579, -0.48275966, -0.47389536, 0.02590835]),
+        ({"channels": 8, "cells": 2, "classes": 7, "partial": 2}, [1.19247209, -0.22629476, -0.46428469, -0.14006493]),
+        ({"channels": 8, "cells": 1, "classes": 120}, [5.53758972, -0.23925070, -0.44316856, -0.25275381]),
+    ],
+    ids=str,
+)
+def test_supernet_logits(options, values, filled, published_alphas, published_input):
+    """From the published codes (partial channels: that of DrNAS), run with these weights."""
+    supernet = NasBench201(**options)
     logits = supernet.forward(filled(supernet), published_alphas((1, 6, 5), 0), published_input((2, 3, 32, 32))).logits
-    assert logits.norm().item() == pytest.approx(1.51950666, abs=1e-7)
-    assert logits[0, :3].tolist() == pytest.approx([-0.37057717, -0.48641850, 0.13227845], abs=1e-7)
+    assert [logits.norm().item(), *logits[0, :3].tolist()] == pytest.approx(values, abs=2e-8)
 
 
 def test_genotype(published_alphas):

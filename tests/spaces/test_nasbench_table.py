@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import sys
+import types
 
+import numpy as np
 import pytest
+import torch
 
 from pamkd.runs.lookup import LookupConfig, lookup
 from pamkd.spaces.nasbench_table import NasBenchTable
@@ -43,24 +47,50 @@ def test_foreign_files(text, message, tmp_path):
 
 
 class Api:
-    """The two calls of the official packages that are used, over three cells."""
+    """What is used of the official packages, over three cells of which two are trained; 12 epochs on one dataset, as in version 1.0."""
+
+    evaluated_indexes = (0, 1)
 
     def query_index_by_arch(self, text):
         return CELLS.index(Topology.parse(text)) if Topology.parse(text) in CELLS else -1
 
     def get_more_info(self, index, dataset, hp, is_random):
-        assert hp == "200" and is_random is False
+        assert index in self.evaluated_indexes and is_random is False
+        if hp != "200" and (hp, dataset) != ("12", "cifar10-valid"):
+            raise KeyError(dataset)
         return {"valid-accuracy": 50.0 + index, "test-accuracy": 60.0 + index + len(dataset) / 100}
 
 
 def test_official_api():
     table = NasBenchTable.from_official(Api())
-    assert table.accuracy(CELLS[1], "cifar10_valid") == 51.0 and table.accuracy(CELLS[2], "imagenet16_120_test") == 62.14
-    assert table.rank(CELLS[0], "cifar100_test") == 3
+    assert table.accuracy(CELLS[1], "cifar10_valid") == 51.0 and table.accuracy(CELLS[1], "imagenet16_120_test") == 61.14
+    assert table.rank(CELLS[0], "cifar100_test") == 2 and "rank 2 of 2" in table.describe(CELLS[0])
+    assert list(NasBenchTable.from_official(Api(), 12).columns) == ["cifar10_valid"]
+    with pytest.raises(ValueError, match="epochs is 90: the table has no trainings of so many"):
+        NasBenchTable.from_official(Api(), 90)
 
 
-def test_a_file_of_the_official_package(tmp_path):
-    """A file as nats_bench writes them, of one cell with two seeds, read by the package itself."""
+def test_a_file_of_the_older_package(tmp_path, monkeypatch):
+    """It reads with PyTorch, which takes NumPy's numbers, that the file holds, only where it is told to."""
+
+    class NASBench201API(Api):
+        def __init__(self, path, verbose):
+            self.file = torch.load(path, map_location="cpu")
+
+        def get_more_info(self, *args, **options):
+            return {name: value + self.file["more"] for name, value in super().get_more_info(*args, **options).items()}
+
+    monkeypatch.setitem(sys.modules, "nas_201_api", types.ModuleType("nas_201_api"))
+    monkeypatch.setattr(sys.modules["nas_201_api"], "NASBench201API", NASBench201API, raising=False)
+    monkeypatch.setattr(sys.modules["nas_201_api"], "__spec__", types.SimpleNamespace())
+    torch.save({"more": np.float64(0.5)}, tmp_path / "NAS-Bench-201.pth")
+    said = lookup(LookupConfig(table=tmp_path / "NAS-Bench-201.pth", genotype=str(CELLS[1])))
+    assert "cifar10_valid           51.50 %  rank 1 of 2" in said
+
+
+@pytest.mark.parametrize("layout", ["file", "folder"])
+def test_what_nats_bench_writes(layout, tmp_path):
+    """One cell with two seeds in both layouts of the benchmark, read by the package itself; of the others the folder has no file."""
     nats_bench = pytest.importorskip("nats_bench")
     results = nats_bench.ArchResults(0, str(CELLS[0]))
     sets = {
@@ -75,9 +105,15 @@ def test_a_file_of_the_official_package(tmp_path):
             for place, name in enumerate(names):
                 count.update_OLD_eval(name, {0: 50.0 + 10 * number + place + (seed == 888)}, {0: 1.0})
             results.update(dataset, seed, count)
-    content = {"meta_archs": [str(CELLS[0])], "arch2infos": {0: {"12": results.state_dict()}}, "evaluated_indexes": [0]}
-    nats_bench.pickle_save(content, str(tmp_path / "tss.pickle"))
-    said = lookup(LookupConfig(table=tmp_path / "tss.pickle.pbz2", genotype=str(CELLS[0]), epochs=12))
+    of_cell, cells = {"12": results.state_dict()}, {"meta_archs": [str(cell) for cell in CELLS]}
+    table = tmp_path / ("tss.pickle.pbz2" if layout == "file" else "tss-simple")
+    if layout == "file":
+        nats_bench.pickle_save(cells | {"arch2infos": {0: of_cell}, "evaluated_indexes": [0]}, str(tmp_path / "tss.pickle"))
+    else:
+        table.mkdir()
+        nats_bench.pickle_save(cells, str(table / "meta.pickle"))
+        nats_bench.pickle_save(of_cell, str(table / "000000.pickle"))
+    said = lookup(LookupConfig(table=table, genotype=str(CELLS[0]), epochs=12))
     found = {line.split()[0]: line.split()[1] for line in said.splitlines() if "%" in line}
     assert found == {
         "cifar10_valid": "50.50",
@@ -87,6 +123,7 @@ def test_a_file_of_the_official_package(tmp_path):
         "imagenet16_120_valid": "80.50",
         "imagenet16_120_test": "81.50",
     }
+    assert "rank 1 of 1" in said
 
 
 def test_unknown_cells_and_columns():

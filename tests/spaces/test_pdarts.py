@@ -9,6 +9,10 @@ from pamkd.spaces.darts import PRIMITIVES
 from pamkd.spaces.pdarts import PDarts
 from pamkd.spaces.supernet import Moment
 
+# Columns that the normal cell's edges keep, of the tables with offsets 4000 and 5000.
+AFTER_FIRST = "01267 01357 23467 01346 03456 12356 01345 23457 13467 02347 13567 04567 12457 01567"
+AFTER_SECOND = "067 015 246 013 034 136 345 457 146 047 137 456 147 567"
+
 
 def stage(number, columns, **options):
     """The supernet of a stage in which all edges keep these columns of the primitives."""
@@ -38,6 +42,23 @@ def test_stages(number, columns, weights, logits, filled, published_alphas, publ
         assert [found.norm().item(), *found[0, :3].tolist()] == pytest.approx(logits, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("number", "edges", "options", "weights", "values"),
+    [
+        (1, AFTER_FIRST, {"channels": 8, "cells": 3}, 412_567, [1.04993605, -0.38426251, -0.33478195, 0.45098024]),
+        (2, AFTER_SECOND, {"channels": 16, "cells": 5}, 1_851_351, [1.06016022, 0.28255844, -0.36075078, 0.52913844]),
+    ],
+)
+def test_other_operations_on_each_edge(number, edges, options, weights, values, filled, published_alphas, published_input):
+    """From the published code, run with these weights; the reduction cell has the edges in reverse order."""
+    names = tuple(tuple(PRIMITIVES[int(o)] for o in columns) for columns in edges.split())
+    supernet = PDarts(classes=7, dropout=(0, 0, 0), **options).at_stage(number, (names, names[::-1]))
+    alphas = torch.stack([published_alphas((14, len(names[0])), offset) for offset in (0, 1000)])
+    logits = supernet.forward(filled(supernet), alphas, published_input((2, 3, 32, 32))).logits
+    assert supernet.layout.count == weights
+    assert [logits.norm().item(), *logits[0, :3].tolist()] == pytest.approx(values, abs=2e-8)
+
+
 def kept(supernet, reduction=False):
     return " ".join("".join(str(PRIMITIVES.index(name)) for name in names) for names in supernet.candidates(reduction))
 
@@ -58,8 +79,8 @@ def through_stages(published_alphas, more_skip=(0.0, 0.0, 0.0), skips=2):
 
 def test_what_is_dropped_and_the_genotype(published_alphas, genes):
     supernets, alphas = through_stages(published_alphas)
-    assert kept(supernets[1]) == "01267 01357 23467 01346 03456 12356 01345 23457 13467 02347 13567 04567 12457 01567"
-    assert kept(supernets[2]) == "067 015 246 013 034 136 345 457 146 047 137 456 147 567"
+    assert kept(supernets[1]) == AFTER_FIRST
+    assert kept(supernets[2]) == AFTER_SECOND
     genotype = supernets[2].genotype(alphas)
     assert genotype.normal == genes("d5:0 s5:1 s3:0 sk:2 s3:1 s5:2 d5:0 d3:4")
     assert genotype.reduce == genes("ap:0 ap:1 sk:1 s5:2 s5:0 d3:1 sk:1 mp:2")

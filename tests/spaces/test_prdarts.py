@@ -32,6 +32,16 @@ def test_weight_count():
     assert [i for i, cell in enumerate(supernet.cells) if cell.spec.reduction] == [2, 4]
 
 
+def test_logits(betas, filled, published_input, monkeypatch):
+    """From the published code, run with these weights and the two strongest operations of each edge: nine cells, three in a block."""
+    supernet = PrDarts(channels=8, cells=9, classes=7)
+    selected = torch.zeros_like(betas).scatter_(-1, betas.topk(2, -1).indices, 1.0)
+    monkeypatch.setattr(supernet, "sample", lambda betas: tuple(selected))
+    logits = supernet.forward(filled(supernet), betas, published_input((2, 3, 32, 32))).logits
+    assert supernet.layout.count == 615_071
+    assert [logits.norm().item(), *logits[0, :3].tolist()] == pytest.approx([1.56706170, -0.71219210, -0.08864091, 0.32804752], abs=2e-8)
+
+
 def test_genotype(betas, genes):
     genotype = PrDarts(cells=3, channels=2).genotype(betas)
     assert genotype.normal == genes("mp:0 sk:1 d5:0 ap:1 mp:1 s3:2 sk:3 ap:4")

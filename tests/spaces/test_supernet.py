@@ -12,10 +12,11 @@ from pamkd.methods.pamkd import Pamkd
 from pamkd.spaces import SPACES
 from pamkd.spaces.darts import EDGES, PRIMITIVES, Darts, derive_cell
 from pamkd.spaces.published import load_published, published_state_dict
+from pamkd.transfer.grs import GroupRelativeSimilarity
 from pamkd.trilevel.curvature import architecture_eigenvalue
-from pamkd.trilevel.passes import Batch
+from pamkd.trilevel.passes import Batch, Passes
 from pamkd.trilevel.sgd import SGD
-from pamkd.trilevel.step import Learner
+from pamkd.trilevel.step import Learner, Teaching, TriLevelStep
 
 
 @pytest.fixture
@@ -83,6 +84,22 @@ def test_single_learner_reproduces_second_order_darts(second_order):
     assert report.valid_loss[0] == pytest.approx(2.3644132444, abs=1e-9)
     assert [cell.norm().item() for cell in grad] == pytest.approx([0.4261866024, 0.3443847757], abs=1e-8)
     assert grad[0, 0, :4].tolist() == pytest.approx([-0.0213367155, -0.1019763463, -0.0420667970, -0.0237688701], abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("step", "implicit", "precision"),
+    [(1e-2, [12.0351979339, 11.8065590545], 1e-9), (1e-6, [1.8397313031, 2.6287125588], 1e-8)],
+)
+def test_terms_of_second_order_darts(second_order, step, implicit, precision):
+    """The published step crosses kinks; with a ten-thousandth of it the difference is the exact product, 1.8397313030 and 2.6287125581."""
+    learner, train, valid = second_order
+    parts = TriLevelStep(Passes(), Teaching(GroupRelativeSimilarity(), 0.0), sgd=SGD(0.9, 3e-4, 0.0), fd_step=step)
+    *_, update = parts.train_w(0, learner, train, valid, None, 0.025)
+    _, _, u, direct = parts.validate_w([learner], valid)
+    assert u[0].norm().item() == pytest.approx(5.7858539456, abs=1e-9)
+    terms = parts.hypergradient([learner], train, valid, None, None, [], [], [update], u, direct)
+    assert [cell.norm().item() for cell in terms.direct[0]] == pytest.approx([0.2285302300, 0.1911646020], abs=1e-9)
+    assert [cell.norm().item() / 0.025 for cell in terms.through_w[0]] == pytest.approx(implicit, rel=precision)
 
 
 def test_exact_second_order_darts(second_order):

@@ -30,13 +30,13 @@ def fake_problem(count, **options):
     return learners, train, valid
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize(("order", "stacked"), [("first", False), ("second", False), ("second", True)])
 @pytest.mark.parametrize("name", READ_NOTHING)
-def test_a_static_step_reads_nothing(name, order, transfer):
+def test_a_static_step_reads_nothing(name, order, stacked, transfer):
     with FakeTensorMode():
         learners, train, valid = fake_problem(3)
         options = {"transfer": transfer.__class__(group_size=2, pairs=5)} if name in ("pamkd", "no-1st") else {}
-        method = METHODS[name](order=order, passes=Passes(static=True), **options)
+        method = METHODS[name](order=order, passes=Passes(static=True, stacked=stacked), **options)
         method.start(learners)
         drawn = method.draw(train, valid, phase="search", learners=3, seed=1)
         found, hypergradient = method.take(learners, train, valid, lr=0.1, phase="search", drawn=drawn)
@@ -72,5 +72,5 @@ def test_static_passes_name_what_diverged(place, said, network, transfer, proble
 def test_central_difference_along_nothing_is_zero():
     point, scale = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     for direction in (torch.zeros_like(point), torch.ones_like(point)):
-        (found,) = central_difference(lambda points: [points[0].square() * scale], [point], [direction], 1e-3)
+        ((found,),) = central_difference(lambda points: [[x.square() * scale] for x in points], [point], [direction], 1e-3)
         torch.testing.assert_close(found, 2 * point * scale * direction, rtol=1e-9, atol=1e-12)

@@ -28,13 +28,11 @@ def parts_of(transfer, **options):
 
 def terms_of(parts, learners, train, valid, context):
     """All four terms of the schedule's hypergradient."""
-    v_updates = [parts.train_v(learner, train, LR)[1] for learner in learners]
+    _, v_updates = parts.train_v(learners, train, LR)
     measured = parts.measure(learners, train, valid, context)
     lesson = Lesson.of(measured, context)
     students = [k for k, row in enumerate(pairwise_gaps(lesson.losses)) if (row > 0).any()]
-    w_updates = []
-    for k, learner in enumerate(learners):
-        w_updates.append(parts.train_w(k, learner, train, valid, lesson if k in students else None, LR)[2])
+    _, _, w_updates = parts.train_w(learners, train, valid, lesson, students, LR)
     _, _, u, direct = parts.validate_w(learners, valid)
     return parts.hypergradient(learners, train, valid, measured, lesson, students, v_updates, w_updates, u, direct)
 
