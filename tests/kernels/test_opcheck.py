@@ -14,6 +14,7 @@ from tests.kernels.device import DEVICE
 # The interpreter divides by zero in lanes that are masked afterwards.
 pytestmark = [pytest.mark.usefixtures("through_operations"), pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")]
 OPERATIONS = torch.ops.pamkd
+QUICK = ("test_schema", "test_faketensor")
 SPEC = CellSpec(3, (("nor_conv_1x1", "avg_pool_3x3"),), inputs=1, nodes=1)
 GROUPS = torch.tensor([[0, 1, 2], [4, 3, 1]])
 
@@ -44,13 +45,17 @@ FORWARD = [(name, dtype) for dtype in (torch.float32, torch.bfloat16) for name i
 
 @pytest.mark.parametrize(("name", "dtype"), FORWARD, ids=[f"{name}-{str(dtype)[6:]}" for name, dtype in FORWARD])
 def test_operations(name, dtype):
-    opcheck(getattr(OPERATIONS, name).default, forward_calls(dtype)[name])
+    """Autograd and tracing, the slow half, in float32 alone: they do not depend on the dtype."""
+    checks = {} if dtype == torch.float32 else {"test_utils": QUICK}
+    opcheck(getattr(OPERATIONS, name).default, forward_calls(dtype)[name], **checks)
 
 
 def test_sets_of_weights():
     tensors = [leaf(2, 1, 3, 2, 2), leaf(2, 4, 3, 1, 1)]
-    opcheck(OPERATIONS.relu_conv_norm_forward.default, (tensors[0], None, tensors[1], None, None, 1, 1, 1e-5))
-    opcheck(OPERATIONS.mixed_cell_forward.default, (leaf(2, 1, 3, 2, 2), None, leaf(2, 9), leaf(2, 1, 2), SPEC.encode(), True))
+    layer = (tensors[0], None, tensors[1], None, None, 1, 1, 1e-5)
+    cell = (leaf(2, 1, 3, 2, 2), None, leaf(2, 9), leaf(2, 1, 2), SPEC.encode(), True)
+    opcheck(OPERATIONS.relu_conv_norm_forward.default, layer, test_utils=QUICK)
+    opcheck(OPERATIONS.mixed_cell_forward.default, cell, test_utils=QUICK)
 
 
 def backward_calls() -> dict[str, tuple]:
@@ -77,7 +82,7 @@ BACKWARD = [f"{name.removesuffix('_forward')}_backward" for name in forward_call
 
 @pytest.mark.parametrize("name", BACKWARD)
 def test_backward_operations(name):
-    opcheck(getattr(OPERATIONS, name).default, backward_calls()[name], test_utils=("test_schema", "test_faketensor"))
+    opcheck(getattr(OPERATIONS, name).default, backward_calls()[name], test_utils=QUICK)
 
 
 @pytest.mark.skipif(COMPILER is None and DEVICE == "cpu", reason="no g++, which compiles the device code for the CPU")
@@ -88,7 +93,6 @@ def test_stencils(stride):
     opcheck(OPERATIONS.stencils_forward.default, (x, weights, *shape, True))
     x, weights = x.detach(), weights.detach()
     grad = OPERATIONS.stencils_forward(x, weights, *shape, True)
-    utilities = ("test_schema", "test_faketensor")
-    opcheck(OPERATIONS.stencils_backward.default, (grad, x, weights, *shape, True, True, False), test_utils=utilities)
+    opcheck(OPERATIONS.stencils_backward.default, (grad, x, weights, *shape, True, True, False), test_utils=QUICK)
     arguments = (grad, x, weights, *shape[:2], [0, 18], stride, True, False, True, torch.zeros_like(x))
-    opcheck(OPERATIONS.stencils_input.default, arguments, test_utils=utilities)
+    opcheck(OPERATIONS.stencils_input.default, arguments, test_utils=QUICK)
