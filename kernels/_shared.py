@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 MAX_GRID = 65535  # of the second and third dimension of a CUDA grid
+REGISTERS = 255  # of a thread: left to itself, ptxas spills a few rather than have fewer blocks at a time
 
 
 @triton.jit

@@ -40,7 +40,6 @@ WEIGHTED, MAXIMUM = tl.constexpr(0), tl.constexpr(1)  # of KIND
 
 MAX_TILE = 64  # channels
 MAX_CHUNKS = 32
-REGISTERS = 255  # of a thread: left to itself, ptxas spills a few rather than have fewer blocks at a time
 
 
 @triton.jit

@@ -16,12 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import dot_precision, number
+from pamkd.kernels._shared import REGISTERS, dot_precision, number
 from pamkd.kernels.branches import (
     COLUMNS,
     MIX,
     NORM,
-    REGISTERS,
     block_of,
     check_sizes,
     chunking,

@@ -16,14 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import dot_precision
+from pamkd.kernels._shared import REGISTERS, dot_precision
 from pamkd.kernels.branches import (
     COLUMNS,
     END_ROW,
     FIRST_ROW,
     MAP,
     POINTWISE,
-    REGISTERS,
     RELU,
     SIZE,
     TAPS,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import check_grid, computed, dot_precision, row_columns, widened
+from pamkd.kernels._shared import REGISTERS, check_grid, computed, dot_precision, row_columns, widened
 
 
 @triton.jit
@@ -153,7 +153,7 @@ def gram(first: Tensor, second: Tensor | None = None, counter: Tensor | None = N
     gram_kernel[(tiles, tiles, total)](
         first, second, cosine, scale, second_scale, counter, sets, n, d, d if second is None else second.shape[2],
         BLOCK=block, BLOCK_D=row_columns(first.dtype), PRECISION=dot_precision(dtype), num_warps=block // 8,
-        num_stages=3 if block == 32 and first.dtype.itemsize == 2 and d % 16 == 0 else 2,  # where two spill on sm_80
+        num_stages=2, maxnreg=REGISTERS,
     )  # fmt: skip
     return cosine, scale, second_scale
 
