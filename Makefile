@@ -4,6 +4,7 @@ BIN := .venv/bin
 SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 # Two pytest workers per machine of two cores; each runs PyTorch on one thread (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+GPU_TESTS := tests/kernels tests/cuda tests/ops/test_stencils.py
 
 .PHONY: help install demo test lint test-gpu sanitize fuzz docs test-torch dist release-check clean
 
@@ -47,8 +48,8 @@ test: lint
 
 test-gpu: install
 	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: PyTorch finds no CUDA device here")'
-	$(BIN)/python -m pytest tests/kernels tests/cuda
-	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/kernels tests/cuda; fi
+	$(BIN)/python -m pytest $(GPU_TESTS)
+	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest $(GPU_TESTS); fi
 	$(BIN)/pamkd doctor
 
 sanitize: install
@@ -81,7 +82,6 @@ release-check: dist
 	rm -rf build/release && $(PYTHON) -m venv build/release/tools
 	build/release/tools/bin/pip install --quiet --disable-pip-version-check twine pip-audit
 	build/release/tools/bin/twine check --strict dist/*
-	build/release/tools/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip
 	for archive in dist/*.whl dist/*.tar.gz; do \
 	  rm -rf build/release/clean && $(PYTHON) -m venv build/release/clean && \
 	  build/release/clean/bin/pip install --quiet --disable-pip-version-check -r requirements.txt && \
@@ -89,6 +89,7 @@ release-check: dist
 	  (cd build/release && clean/bin/pamkd doctor && \
 	    clean/bin/pamkd search --preset demo --epochs 1 --channels 2 --cells 3 --out smoke --overwrite) || exit 1; \
 	done
+	build/release/tools/bin/pip-audit --strict --requirement requirements.txt --no-deps --disable-pip
 
 clean:
 	rm -rf .venv build dist *.egg-info pamkd/*.so

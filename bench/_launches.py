@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from bench._harness import CHIPS
+from pamkd.ops import mixed_cell_cuda, relu_conv_norm_cuda
+from pamkd.ops._library import IMPLEMENTATIONS
 from pamkd.ops.mixed_cell_plan import WEIGHTED, Branch, plan_of
 from pamkd.reference.cell_spec import CellSpec
+
+# What computes an operation on CUDA, by its name in the library.
+ON_CUDA: dict[str, Callable[..., Any]] = {
+    f"pamkd::{name}_{way}": getattr(module, way)
+    for name, module in (("mixed_cell", mixed_cell_cuda), ("relu_conv_norm", relu_conv_norm_cuda))
+    for way in ("forward", "backward")
+}
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Meta tensors are given to the operations of `ON_CUDA`, not to the compositions that take their place off the GPU."""
+    with ExitStack() as stack:
+        for name in ("mixed_cell", "relu_conv_norm"):
+            stack.enter_context(mock.patch.dict(IMPLEMENTATIONS[name], meta="traced"))
+        yield
 
 
 @dataclass
@@ -49,6 +68,16 @@ def size(value: object) -> int:
     return sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tree_leaves(value) if isinstance(t, Tensor))
 
 
+def branches_of(operation: str, arguments: tuple) -> list[Branch]:
+    """The rows of the table that an operation's kernels read."""
+    if "mixed_cell" in operation:
+        code = next(x for x in arguments if isinstance(x, list) and x and isinstance(x[0], int))
+        return plan_of(CellSpec.decode(code)).branches
+    x, depthwise, pointwise = arguments[operation.endswith("backward") :][:3]
+    stride, dilation = (x for x in arguments if isinstance(x, int))
+    return [relu_conv_norm_cuda.branch_of(x, depthwise, pointwise, stride, dilation)]
+
+
 class Launches:
     """Counts the launches that an operation makes with tensors that have no memory."""
 
@@ -58,8 +87,7 @@ class Launches:
     @contextmanager
     def of(self, operation: str, arguments: tuple) -> Iterator[None]:
         """Within, Triton's launches are counted and not made."""
-        code = next(x for x in arguments if isinstance(x, list) and x and isinstance(x[0], int))
-        branches, run = plan_of(CellSpec.decode(code)).branches, JITFunction.run
+        branches, run = branches_of(operation, arguments), JITFunction.run
 
         def counted(kernel: JITFunction, *values: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
             given = dict(zip(kernel.arg_names, values, strict=False)) | options

@@ -93,7 +93,15 @@ def _supernet_step(name: str, supernet: Supernet, images: Tensor, labels: Tensor
         return Candidate(ours, results)
     state = published_state_dict(supernet, weights)
     network.load_state_dict({parameter: state[parameter] for parameter in names}, strict=False)
-    return _network_step(network.to(images), images, labels, name, alphas)
+    step = _network_step(network.to(images), images, labels, name, alphas).step
+
+    def with_our_draws() -> tuple[Tensor, ...]:
+        network.our_draws = True
+        gradients = step()
+        network.our_draws = False
+        return gradients
+
+    return Candidate(step, with_our_draws)
 
 
 def _evaluation_step(name: str, channels: int, cells: int, images: Tensor, labels: Tensor, seed: int) -> Candidate:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import Disturbance
+from pamkd.reference.disturbance import Disturbance
 from pamkd.spaces import supernet
 from pamkd.spaces.darts import NODES
 from pamkd.spaces.genotype import Genotype
@@ -98,6 +98,25 @@ def operation(name: str, c: int, stride: int, affine: bool) -> nn.Module:
     return DepthwiseSeparable(c, int(name[-1]), stride, 1 if separable else 2, 2 if separable else 1, affine)
 
 
+class TorchDraws:
+    """What `Disturbance` draws, by PyTorch's generator as in the published codes."""
+
+    def __init__(self, ours: Disturbance) -> None:
+        self.skip_dropout, self.drop_path = ours.skip_dropout, ours.drop_path
+
+    def noise(self, edge: int, like: Tensor) -> Tensor:
+        return torch.randn_like(like)
+
+    def skip_mask(self, edge: int, like: Tensor) -> Tensor:  # five times as fast as `F.dropout`
+        return (torch.rand_like(like) >= self.skip_dropout).to(like.dtype).div_(1 - self.skip_dropout)
+
+    def edge_mask(self, edge: int, like: Tensor) -> Tensor:
+        return (torch.rand(len(like), 1, 1, 1) >= self.drop_path).to(like.dtype).div_(1 - self.drop_path)
+
+
+Drawn = Disturbance | TorchDraws | None
+
+
 class MixedOp(nn.Module):
     """An edge: the first channels through the operations whose weight is not 0, the others past them (PC-DARTS)."""
 
@@ -110,20 +129,21 @@ class MixedOp(nn.Module):
             normed = "pool" in name and spec.pool_norm
             self._ops.append(nn.Sequential(op, nn.BatchNorm2d(spec.op_channels, affine=False)) if normed else op)
 
-    def forward(self, x: Tensor, weights: Tensor, active: list[bool], drawn: Disturbance) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, active: list[bool], drawn: Drawn) -> Tensor:
         head, terms = x[:, : self.spec.op_channels], []
         for w, op, name, on in zip(weights, self._ops, self.spec.candidates[self.edge], active, strict=False):
             if not on:
                 continue
-            y = drawn.noise[self.edge] if name == "noise" else op(head)
-            terms.append(w * (y * drawn.skip_masks[self.edge] if name == "skip_connect" and self.edge in drawn.skip_masks else y))
+            y = drawn.noise(self.edge, head[:, :, :: self.stride, :: self.stride]) if name == "noise" else op(head)
+            dropped = name == "skip_connect" and self.stride == 1 and drawn and drawn.skip_dropout
+            terms.append(w * (y * drawn.skip_mask(self.edge, y) if dropped else y))
         y = sum(terms)
         if self.spec.partial > 1:
             rest = x[:, self.spec.op_channels :]
             y = torch.cat([y, weights[-1] * (rest if self.stride == 1 else F.max_pool2d(rest, 2, 2))], 1)
             n, c, h, w = y.shape
             y = y.view(n, self.spec.partial, c // self.spec.partial, h, w).transpose(1, 2).reshape(n, c, h, w)
-        return y if drawn.edge_masks is None else y * drawn.edge_masks[self.edge]
+        return y * drawn.edge_mask(self.edge, y) if drawn and drawn.drop_path else y
 
 
 class SearchCell(nn.Module):
@@ -135,10 +155,10 @@ class SearchCell(nn.Module):
             self.preprocess1 = ReLUConvBN(in_channels[1], spec.channels, False)
         self._ops = nn.ModuleList(MixedOp(spec, edge) for edge in range(spec.edges))
 
-    def forward(self, states: list[Tensor], weights: Tensor, draw: Callable[[Tensor], Disturbance | None]) -> Tensor:
+    def forward(self, states: list[Tensor], weights: Tensor, draw: Callable[[Tensor], Drawn]) -> Tensor:
         if self.spec.inputs == 2:
             states = [self.preprocess0(states[0]), self.preprocess1(states[1])]
-        drawn, edge = draw(states[0]) or Disturbance(), 0
+        drawn, edge = draw(states[0]), 0
         active = weights.ne(0).tolist() if self.gated else [[True] * self.spec.columns] * self.spec.edges
         for _ in range(self.spec.nodes):
             edges = range(edge, edge + len(states))
@@ -163,7 +183,12 @@ class ResidualBlock(nn.Module):
 
 
 class Supernet(nn.Module):
-    """forward(images, alphas) -> logits of the search network of any of our spaces; draws are those of `space.moment`."""
+    """forward(images, alphas) -> logits of the search network of any of our spaces.
+
+    Noise, dropout and drop-path are those of `space.moment` where `our_draws`, to compare results; else PyTorch draws them.
+    """
+
+    our_draws = False
 
     def __init__(self, space: supernet.Supernet) -> None:
         super().__init__()
@@ -187,10 +212,14 @@ class Supernet(nn.Module):
             if i in self.starts:
                 s1 = self.blocks[self.starts[i]](s1)
             states = [s0, s1][-cell.spec.inputs :]
-            s0, s1 = s1, cell(states, mixtures[cell.spec.reduction], functools.partial(self.space.draws, i))
+            s0, s1 = s1, cell(states, mixtures[cell.spec.reduction], functools.partial(self._draws, i))
         if self.space.affine_tail:
             s1 = self.lastact(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
+
+    def _draws(self, i: int, state: Tensor) -> Drawn:
+        ours = self.space.draws(i, state)
+        return ours if self.our_draws or ours is None else TorchDraws(ours)
 
 
 class EvaluationCell(nn.Module):

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from pamkd.runs.logs import write_atomically
+from pamkd.runs.search import build_supernet
+from pamkd.runs.search_presets import PRESETS
+from pamkd.spaces.supernet import Cell, Supernet
 
 TYPES = {
     torch.float64: "*fp64",
@@ -38,6 +41,7 @@ TYPES = {
     torch.int32: "*i32",
 }
 
+SIZES = {"cifar10": 32, "cifar100": 32, "imagenet": 224, "folder": 16, "digits": 8}  # of a dataset's images
 
 # Kernels that are built on matrix instructions, in every configuration.
 ON_MATRIX_INSTRUCTIONS = {
@@ -239,24 +243,66 @@ def update_launches() -> None:
             flat_update.perturb(weights, weights, 0.01)
 
 
-def cell_launches() -> None:
-    """The channels of supernets' cells, and channels that no tile divides; relu-convolution-BatchNorm with four times as many in."""
-    from pamkd.ops import mixed_cell_cuda
-    from pamkd.spaces.darts import Darts
+def supernets() -> Iterator[tuple[Supernet, int, int]]:
+    """Of every preset, in each width of its partial channels, with the sizes of a batch and of an image; and one that no tile divides."""
+    found = {}
+    for config in [*PRESETS.values(), replace(PRESETS["darts-cifar10"], channels=20)]:
+        given = " ".join(option for option in config.space_options if option.startswith("partials"))
+        others = tuple(option for option in config.space_options if not option.startswith(("partials", "dropout")))
+        for partial in re.findall(r"\d+", given) or [None]:
+            options = others if partial is None else (*others, f"partials=[{partial},{partial}]")
+            changed, size = replace(config, space_options=options), SIZES[config.dataset]
+            found[config.space, config.channels, config.cells, config.batch_size, options, size] = changed, size
+    for config, size in found.values():
+        yield build_supernet(config, 10, 3), config.batch_size, size
 
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for channels in (16, 20, 36):
-            for cell in Darts(channels=channels, cells=8).cells[1:7:2]:
-                spec = cell.spec
-                s0, weights, mix = (
-                    meta(*shape, dtype=dtype) for shape in ((2, 64, spec.channels, 32, 32), (2, spec.num_weights), (2, 14, 8))
-                )
-                nodes, *kept = mixed_cell_cuda.forward(s0, s0, weights, mix, spec.encode(), True)
-                mixed_cell_cuda.backward(nodes, s0, s0, weights, mix, nodes, *kept, spec.encode(), True, True, True, True)
+
+def cell_launches() -> None:
+    """Every cell of the supernets."""
+    from pamkd.ops import mixed_cell_cuda
+
+    for dtype, images, cell, size in cells():
+        spec = cell.spec
+        s0, weights, mix = (
+            meta(*shape, dtype=dtype) for shape in ((images, spec.channels, size, size), (spec.num_weights,), (spec.edges, spec.columns))
+        )
+        s1 = s0 if spec.inputs == 2 else None
+        nodes, *kept = mixed_cell_cuda.forward(s0, s1, weights, mix, spec.encode(), True)
+        mixed_cell_cuda.backward(nodes, s0, s1, weights, mix, nodes, *kept, spec.encode(), True, s1 is not None, True, True)
+
+
+def layer_launches() -> None:
+    """What precedes the cells of the supernets, and as in networks with these cells' widths the layers of separable convolutions."""
+    from pamkd.ops import relu_conv_norm_cuda
+
+    for dtype, images, cell, size in cells():
+        channels = cell.spec.channels
+        gain = meta(channels, dtype=dtype)
+        for c in {channels, *cell.in_channels}:
+            depthwise = meta(c, 1, 3, 3, dtype=dtype) if c == channels else None
+            x, pointwise = meta(images, c, size, size, dtype=dtype), meta(channels, c, 1, 1, dtype=dtype)
+            y, *kept = relu_conv_norm_cuda.forward(x, depthwise, pointwise, gain, gain, 1, 1, 1e-5)
+            relu_conv_norm_cuda.backward(y, x, depthwise, pointwise, gain, *kept, 1, 1, [1] * 5)
+
+
+def cells() -> Iterator[tuple[torch.dtype, int, Cell, int]]:
+    """Of the supernets that have GPU kernels: with dtypes, images of a batch and the size of the maps. TF32 changes float32 alone."""
+    for dtype in (torch.float32,) if torch.backends.cuda.matmul.allow_tf32 else (torch.float32, torch.bfloat16, torch.float16):
+        for supernet, images, size in supernets():
+            size = size // 8 if supernet.stem == "imagenet" else size
+            for cell in supernet.cells:
+                if not any("nor_conv_3x3" in names for names in cell.spec.candidates):
+                    yield dtype, images, cell, size
+                size = size // 2 if cell.spec.reduction else size
 
 
 # Operations -> calls of their launchers that reach every configuration.
-LAUNCHES: dict[str, Callable[[], None]] = {"grs": grs_launches, "flat_update": update_launches, "mixed_cell": cell_launches}
+LAUNCHES: dict[str, Callable[[], None]] = {
+    "grs": grs_launches,
+    "flat_update": update_launches,
+    "mixed_cell": cell_launches,
+    "relu_conv_norm": layer_launches,
+}
 
 
 def launches(names: list[str]) -> list[Launch]:

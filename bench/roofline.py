@@ -6,8 +6,8 @@ sum that it needs once, and counts all operations that it does, those for maps t
 Both sides take float32, or bfloat16 throughout. A lower bound is the larger of bytes over bandwidth and operations over rate, matrix
 products at the rate of the precision, everything else at that of float32; launches cost nothing in it.
 
-Ours is `pamkd.ops.mixed_cell_cuda`, what `mixed_cell` runs on a GPU; the passes of one kind in a step, those of all learners and of both
-ends of a difference, are one call of the supernet, whose learners the published composition runs one after another.
+Ours is what `mixed_cell` and `relu_conv_norm` run on a GPU; the passes of one kind in a step, those of all learners and of both
+ends of a difference, are one call of the supernet, where the published composition makes one after another.
 A step is the passes of the schedule in `pamkd.trilevel` where all but the best learner have a teacher, for both sides, and
 leaves out on both what is less than a thousandth of the bytes: the updates, the perturbations and the similarity loss.
 """
@@ -28,14 +28,10 @@ from torch.utils.flop_counter import flop_registry
 
 from bench import published
 from bench._harness import CHIPS, TERA, Bench
-from bench._launches import Count, Launches, size, total
-from pamkd.ops import mixed_cell_cuda
-from pamkd.ops._library import IMPLEMENTATIONS
+from bench._launches import ON_CUDA, Count, Launches, as_on_cuda, size, total
 from pamkd.spaces.darts import Darts
 
 GB = 1e9
-OPERATIONS = ("mixed_cell",)
-OURS = {"pamkd::mixed_cell_forward": mixed_cell_cuda.forward, "pamkd::mixed_cell_backward": mixed_cell_cuda.backward}
 PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of CHIPS
 NO_LAUNCH = {"empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like", "detach", "_unsafe_view", "lift_fresh"}
 
@@ -50,9 +46,9 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         schema = function._schema
-        if schema.name in OURS:  # what it consists of is counted
+        if schema.name in ON_CUDA:  # what it consists of is counted
             with self, self.launches.of(schema.name, arguments):
-                return OURS[schema.name](*arguments)
+                return ON_CUDA[schema.name](*arguments)
         result = function(*arguments, **(options or {}))
         name = schema.name.removeprefix("aten::")
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
@@ -99,7 +95,7 @@ def published_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -
 
 
 def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype, sets: int = 1) -> Count:
-    """Forward and backward of the supernet over the cells that run on CUDA, for so many weight sets in one call."""
+    """Forward and backward of the supernet over the operations that run on CUDA, for so many weight sets in one call."""
     supernet = Darts(channels=channels, cells=cells)
     shapes = [(*([sets] if sets > 1 else []), *shape) for shape in ((supernet.num_weights,), (2, 14, 8))]
     weights, alphas = (torch.empty(*s, device="meta", dtype=dtype, requires_grad=True) for s in shapes)
@@ -109,13 +105,8 @@ def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype, sets: i
         logits = supernet.forward(weights, alphas, x).logits
         return sum(F.cross_entropy(one, labels) for one in logits.view(sets, *logits.shape[-2:]))
 
-    for operation in OPERATIONS:
-        IMPLEMENTATIONS[operation]["meta"] = "traced"  # the operation, not the composition that takes its place elsewhere
-    try:
+    with as_on_cuda():
         count = traced(lambda: torch.autograd.grad(loss(), [alphas, weights]))
-    finally:
-        for operation in OPERATIONS:
-            del IMPLEMENTATIONS[operation]["meta"]
     if not count.launches_of["mixture_kernel"]:
         raise AssertionError("the supernet ran without our kernels: what was traced is not ours")
     return count

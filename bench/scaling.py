@@ -1,6 +1,7 @@
 """A second-order PAMKD step on 1, 2 and 4 processes over gloo: time and numbers sent; and what a collective costs by its size.
 
-docs/scaling.md fits its cost model to these rows. The processes share this machine's cores, one thread each.
+docs/scaling.md fits its cost model to these rows. The processes share this machine's cores, one thread each. The processor time of the
+busiest process is what a step would take on a core of its own, waiting left out; other programs hardly change it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,48 +26,64 @@ from pamkd.spaces.supernet import Moment
 from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.step import Learner
 
-BATCH, CELLS, IMAGE = 32, 3, 16
-# learners, processes, rows, channels, pairs of groups, synchronised BatchNorm
-CASES = [
-    (2, 1, 1, 8, 32, False),
-    (2, 2, 2, 8, 32, False),
-    (2, 2, 1, 8, 32, False),
-    (2, 4, 2, 8, 32, False),
-    (4, 1, 1, 8, 32, False),
-    (4, 4, 4, 8, 32, False),
-    (2, 2, 2, 8, 1024, False),
-    (2, 1, 1, 16, 32, False),
-    (2, 4, 2, 16, 32, False),
-    (2, 2, 1, 8, 32, True),
-]
+CELLS, IMAGE = 3, 16
+
+
+class Case(NamedTuple):
+    learners: int
+    processes: int
+    rows: int
+    channels: int = 8
+    pairs: int = 32
+    batch: int = 32
+    synchronised: bool = False
+
+    @property
+    def words(self) -> str:
+        mesh, sync = f"{self.rows} x {self.processes // self.rows}", ", sync" if self.synchronised else ""
+        return f"K={self.learners} on {mesh}, {self.channels} channels, {self.batch} images, {self.pairs} pairs{sync}"
+
+
+# One process first, with the batch of the others and with their parts.
+PARTS = {
+    "rows": [Case(2, 1, 1), Case(2, 2, 2), Case(4, 1, 1), Case(4, 4, 4), Case(2, 2, 2, pairs=1024)],
+    "columns": [
+        *(Case(2, 1, 1, channels, batch=batch) for channels in (8, 16) for batch in (32, 16)),
+        *(Case(2, 2, 1, channels) for channels in (8, 16)),
+        Case(2, 4, 1),
+        Case(2, 4, 2),
+    ],
+    "synchronised": [Case(2, 1, 1), Case(2, 2, 1, synchronised=True)],
+}
 SIZES = (1, 10_000, 1_000_000)
 
 
-def step(learners: int, rows: int, channels: int, pairs: int, synchronised: bool, rounds: int) -> dict[str, Any]:
-    """Median seconds of a step, and the numbers and calls of one, between learners and along columns."""
+def step(case: Case, rounds: int) -> dict[str, Any]:
+    """Median seconds and processor seconds of a step, and the numbers and calls of one, between learners and along columns."""
     random = torch.Generator().manual_seed(0)
-    supernet = Darts(channels=channels, cells=CELLS)
-    images, labels = torch.randn(BATCH, 3, IMAGE, IMAGE, generator=random), torch.randint(0, 10, (BATCH,), generator=random)
-    with open_mesh(learners, learner_rows=rows, synchronised=synchronised) as mesh:
+    learners, rows = case.learners, case.rows
+    supernet = Darts(channels=case.channels, cells=CELLS)
+    images, labels = torch.randn(case.batch, 3, IMAGE, IMAGE, generator=random), torch.randint(0, 10, (case.batch,), generator=random)
+    with open_mesh(learners, learner_rows=rows, synchronised=case.synchronised) as mesh:
         network = supernet.at(Moment(columns=mesh.columns))
         every = [[supernet.init_alphas(random), *(supernet.init_weights(random) for _ in "vw")] for _ in range(learners)]
         here = [Learner.create(network, *every[k], number=k) for k in range(mesh.rows.group.rank, learners, rows)]
         method = Pamkd(rows=mesh.rows)
-        method.parts.teaching.transfer.pairs = pairs
+        method.parts.teaching.transfer.pairs = case.pairs
         batch = Batch(mesh.columns.part(images), labels)
 
-        def take() -> float:
-            start = time.perf_counter()
+        def take() -> tuple[float, float]:
+            start = time.perf_counter(), time.process_time()
             method.step(here, batch, batch, lr=0.01, phase="search", seed=0)
-            return time.perf_counter() - start
+            return time.perf_counter() - start[0], time.process_time() - start[1]
 
         take()
         sent = {
             name: (group.numbers.total(), group.calls.total())
             for name, group in (("rows", mesh.rows.group), ("columns", mesh.columns.group))
         }
-        times = [take() for _ in range(1 if synchronised else rounds)]
-        return {"seconds": statistics.median(times), "weights": supernet.num_weights} | sent
+        times = zip(*(take() for _ in range(1 if case.synchronised else rounds)), strict=True)
+        return dict(zip(("seconds", "processor"), map(statistics.median, times), strict=True)) | sent
 
 
 def collective(numbers: int, rounds: int) -> dict[str, Any]:
@@ -85,35 +102,39 @@ def _process(rank: int, size: int, folder: str, work: Any, arguments: tuple) -> 
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     found = work(*arguments)
-    if rank == 0:
-        torch.save(found, Path(folder) / "found.pt")
+    torch.save(found, Path(folder) / f"{rank}.pt")
     if size > 1:
         dist.destroy_process_group()
 
 
 def in_processes(size: int, work: Any, *arguments: Any) -> dict[str, Any]:
+    """What the busiest process found."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(_process, (size, folder, work, arguments), size, start_method="fork")
-        return torch.load(Path(folder) / "found.pt")
+        every = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(size)]
+        return max(every, key=lambda found: found.get("processor", 0))
 
 
 def main() -> None:
-    bench = Bench("scaling", argparse.ArgumentParser(description=__doc__), rounds=5)
-    for processes in (2, 4):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("collectives", *PARTS), help="a part of it")
+    bench = Bench("scaling", parser, rounds=5)
+    only, rounds = bench.options.only, bench.options.rounds
+    for processes in (2, 4) if only in (None, "collectives") else ():
         for numbers in SIZES:
-            seconds = in_processes(processes, collective, numbers, bench.options.rounds)["seconds"]
+            seconds = in_processes(processes, collective, numbers, rounds)["seconds"]
             bench.row(f"all-reduce of {numbers}, {processes} processes", "time", "s", seconds, {"bytes / 10 GB/s": 4e-10 * numbers})
-    alone: dict[tuple[int, int], float] = {}
-    for learners, processes, rows, channels, pairs, synchronised in CASES:
-        found = in_processes(processes, step, learners, rows, channels, pairs, synchronised, bench.options.rounds)
-        one = alone.setdefault((learners, channels), found["seconds"])
-        case = f"K={learners} on {rows} x {processes // rows}, {found['weights']} weights, {pairs} pairs" + (
-            ", sync" if synchronised else ""
-        )
-        bench.row(case, "step", "s", found["seconds"], {"one process": one})
+    alone: dict[tuple[int, int], dict[str, Any]] = {}
+    cases = [case for name, part in PARTS.items() if only in (None, name) for case in part]
+    for case in dict.fromkeys(cases):
+        found = in_processes(case.processes, step, case, rounds)
+        one = alone.setdefault((case.learners, case.channels), found)
+        peer = "one process" if case.processes > 1 else "whole batch"
+        for name in ("seconds", "processor"):
+            bench.row(case.words, f"step, {name}", "s", found[name], {peer: one[name]})
         for name in ("rows", "columns"):
             numbers, calls = found[name]
-            bench.row(case, f"numbers along {name}", "1", numbers, {"calls": calls})
+            bench.row(case.words, f"numbers along {name}", "1", numbers, {"calls": calls})
     bench.finish()
 
 

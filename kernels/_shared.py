@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -43,8 +45,14 @@ def dot_precision(dtype: torch.dtype, computed: torch.dtype | None = None) -> st
     return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
-def check_grid(operation: str, **sizes: int) -> None:
-    """Raise where the number of programs along a dimension other than the first is too large to launch."""
-    for name, programs in sizes.items():
+def check_grid(operation: str, first: int, **others: int) -> None:
+    """Raise where a grid with so many programs along its first dimension and the others, by name, is too large to launch.
+
+    Triton's launcher multiplies the dimensions in 32 bits, and launches nothing where the product is not positive.
+    """
+    for name, programs in others.items():
         if programs > MAX_GRID:
             raise ValueError(f"{operation}: {name} takes {programs} programs, CUDA allows {MAX_GRID}; split the call along it")
+    total = first * math.prod(others.values())
+    if total >= 2**31:
+        raise ValueError(f"{operation}: {total} programs; a launch may have 2^31 - 1: split the call")

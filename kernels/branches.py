@@ -8,11 +8,13 @@ a map that goes to memory and back.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from pamkd.kernels._shared import MAX_GRID
+from pamkd.kernels._shared import check_grid
 
 # Columns of the table. `STATE`: 0 and 1 are the cell's inputs, 2 its nodes, 3 the maps of the first halves of separable convolutions.
 STATE = tl.constexpr(0)
@@ -42,6 +44,12 @@ REGISTERS = 255  # of a thread: left to itself, ptxas spills a few rather than h
 
 
 @triton.jit
+def whole(channels, VECTOR: tl.constexpr):
+    """A multiple of VECTOR in a form that shows it: `tl.multiple_of` tells the compiler nothing of what is chosen by a condition."""
+    return channels // VECTOR * VECTOR
+
+
+@triton.jit
 def state_of(
     branch_ptr, s0_ptr, s1_ptr, nodes_ptr, halves_ptr, set, sets, images, height, width, to_height, to_width, pitch, nodes_pitch, c,
     VECTOR: tl.constexpr,
@@ -54,18 +62,17 @@ def state_of(
     is_input = state < NODES
     h, w = tl.where(is_input, height, to_height), tl.where(is_input, width, to_width)
     pixels = images.to(tl.int64) * h * w
+    pitch, nodes_pitch = whole(pitch, VECTOR), whole(nodes_pitch, VECTOR)
     x_ptr = s0_ptr
     if state == HALVES:
         x_ptr = halves_ptr + (index * sets + set) * pixels * c
     elif state == NODES:
-        x_ptr = nodes_ptr + set * pixels * nodes_pitch + tl.multiple_of(index, VECTOR)
+        x_ptr = nodes_ptr + set * pixels * nodes_pitch + whole(index, VECTOR)
     elif state == 1:
         x_ptr = s1_ptr + set * pixels * pitch
     else:
         x_ptr = s0_ptr + set * pixels * pitch
-    if VECTOR > 1:
-        x_ptr = tl.multiple_of(x_ptr, 16)
-    return x_ptr, tl.multiple_of(tl.where(is_input, pitch, tl.where(state == NODES, nodes_pitch, c)), VECTOR), h, w
+    return x_ptr, tl.where(is_input, pitch, tl.where(state == NODES, nodes_pitch, c)), h, w
 
 
 @triton.jit
@@ -167,10 +174,10 @@ def warps_of(tile: int) -> int:
     return 8 if tile > 32 else 4
 
 
-def vector_of(dtype: torch.dtype, *widths: int) -> int:
-    """Channels in 16 bytes, where all rows of these widths begin at a multiple of 16 bytes, else 1; all maps of an allocator do."""
-    vector = 16 // dtype.itemsize
-    return 1 if any(width % vector for width in widths) else vector
+def vector_of(maps: Sequence[Tensor], c: int) -> int:
+    """Channels in 16 bytes, where all rows that branches read begin at a multiple of 16 bytes, else 1."""
+    vector, pitch = 16 // maps[0].element_size(), maps[0].shape[-1]
+    return 1 if c % vector or pitch % vector or any(x.data_ptr() % 16 for x in maps) else vector
 
 
 def chunking(pixels: int, channels: int, block: int) -> tuple[int, int]:
@@ -179,9 +186,8 @@ def chunking(pixels: int, channels: int, block: int) -> tuple[int, int]:
     return blocks * block, triton.cdiv(pixels, blocks * block)
 
 
-def check_sizes(operation: str, pixels: int, programs: int, sets: int) -> None:
-    """Raise where pixels of a set pass 32 bits or the grid passes what CUDA can hold."""
+def check_sizes(operation: str, pixels: int, block: int, tiles: int, sets: int) -> None:
+    """Raise where pixels of a set pass 32 bits or the grid of blocks of pixels, tiles of all branches and sets is too large."""
     if pixels >= 2**31:
         raise ValueError(f"{operation}: {pixels} pixels; a set of maps may have 2^31 - 1: use smaller batches")
-    if max(programs, sets) > MAX_GRID:
-        raise ValueError(f"{operation}: {programs} programs for each of {sets} sets, CUDA allows {MAX_GRID}; split the call")
+    check_grid(operation, triton.cdiv(pixels, block), tiles=tiles, sets=sets)

@@ -114,7 +114,7 @@ def sgd_update(
     shape, size, sets = weights.shape, weights.shape[-1], weights.shape[:-1].numel()
     weights, buffer, gradient = (t.contiguous().view(sets, size) for t in (weights, buffer, gradient))
     new_weights, new_buffer, coefficient = torch.empty_like(weights), torch.empty_like(weights), weights.new_empty(sets)
-    check_grid("sgd_update", sets=sets)
+    check_grid("sgd_update", triton.cdiv(size, 1024), sets=sets)
     partial = _squares(gradient) if clip else None
     sgd_kernel[(max(1, triton.cdiv(size, 1024)), sets)](
         weights, buffer, gradient, partial, new_weights, new_buffer, coefficient, lr, momentum, weight_decay, clip,
@@ -128,7 +128,7 @@ def perturb(point: Tensor, direction: Tensor, step: float) -> tuple[Tensor, Tens
     shape, size, sets = point.shape, point.shape[-1], point.shape[:-1].numel()
     point, direction = (t.contiguous().view(sets, size) for t in (point, direction))
     points, eps = point.new_empty(2, *point.shape), point.new_empty(sets)
-    check_grid("perturb", sets=sets)
+    check_grid("perturb", triton.cdiv(size, 1024), sets=sets)
     partial = _squares(direction)
     perturb_kernel[(max(1, triton.cdiv(size, 1024)), sets)](
         point, direction, partial, points, eps, step, size, partial.shape[1], BLOCK=1024, PIECES=PIECES, num_warps=4

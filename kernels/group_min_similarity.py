@@ -236,7 +236,7 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
     (sets, n, d), (count, size) = embeddings.shape, groups.shape
     dtype = computed(embeddings.dtype)
     similarity, pairs = embeddings.new_empty(sets, count, dtype=dtype), groups.new_empty(sets, count, 2)
-    check_grid("group_min_similarity", sets=sets)
+    check_grid("group_min_similarity", count, sets=sets)
     block_r = min(32, max(16, triton.next_power_of_2(size)))  # of a matrix product, which has at least 16 rows
     tiles = triton.cdiv(size, block_r)
     if n * n <= count * tiles * (tiles + 1) * block_r**2:
@@ -263,7 +263,7 @@ def reverse_index(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
         bounds = torch.arange(n + 1, device=rows.device).expand(sets, -1).contiguous()
         return order.int(), torch.searchsorted(ordered, bounds, out_int32=True)
     order, starts = rows.new_empty(sets, entries, dtype=torch.int32), rows.new_empty(sets, n + 1, dtype=torch.int32)
-    check_grid("group_min_similarity_backward", sets=sets)
+    check_grid("group_min_similarity_backward", triton.cdiv(n + 1, 16), sets=sets)
     reverse_index_kernel[(triton.cdiv(n + 1, 16), sets)](rows, order, starts, n, entries, BLOCK=16, BLOCK_E=128, num_warps=4)
     return order, starts
 
@@ -275,7 +275,7 @@ def group_min_similarity_backward(grad: Tensor, embeddings: Tensor, similarity: 
     order, starts = reverse_index(pairs.view(sets, -1), n)
     out = torch.empty_like(embeddings)
     block_d = min(256, max(32, triton.next_power_of_2(d)))
-    check_grid("group_min_similarity_backward", columns=triton.cdiv(d, block_d), sets=sets)
+    check_grid("group_min_similarity_backward", n, columns=triton.cdiv(d, block_d), sets=sets)
     group_min_backward_kernel[(n, triton.cdiv(d, block_d), sets)](
         grad.contiguous(), embeddings, similarity, pairs, scale, order, starts, out, n, d, similarity.shape[1],
         BLOCK_M=8, BLOCK_D=block_d, num_warps=block_d // 64 or 1,

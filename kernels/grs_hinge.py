@@ -99,7 +99,7 @@ def grs_hinge_backward(grad: Tensor, teacher: Tensor, student: Tensor, eps: floa
     teacher, student = teacher.contiguous(), student.contiguous()
     (teachers, count, _), students = teacher.shape, student.shape[0]
     d_teacher, d_student = torch.empty_like(teacher), torch.empty_like(student)
-    check_grid("grs_hinge_backward", sets=teachers + students)
+    check_grid("grs_hinge_backward", triton.cdiv(count, 256), sets=teachers + students)
     if count and teachers + students:
         hinge_backward_kernel[(triton.cdiv(count, 256), teachers + students)](
             grad.contiguous(), teacher, student, d_teacher, d_student, eps, teachers, students, count, BLOCK=256, num_warps=4

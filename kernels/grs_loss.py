@@ -219,7 +219,7 @@ def grs_loss_backward(
     order, starts = reverse_index(used.reshape(last - first, -1), n)
     widest = max(d if need_teacher else 0, student_d if need_student else 0)
     block_d = min(256, max(32, triton.next_power_of_2(widest)))
-    check_grid("grs_loss_backward", columns=triton.cdiv(widest, block_d), sets=last - first)
+    check_grid("grs_loss_backward", n, columns=triton.cdiv(widest, block_d), sets=last - first)
     loss_backward_kernel[(n, triton.cdiv(widest, block_d), last - first)](
         grad.contiguous(), teacher, student, similarity, pairs, teacher_scale, student_scale, order, starts, d_teacher, d_student,
         eps, 1 / count if mean else 1.0, teachers, students, first, n, d, student_d, count,

@@ -3,7 +3,7 @@
     y = sum_b w_b BatchNorm(P_b d_b),   d_b the stencil of branch b on its state
 
 in two launches: mean and deviation of z_b = P_b d_b, then the sum. Neither d_b nor z_b is ever written. With one branch per node and
-w = 1 this is also the first half of a separable convolution, and any relu-convolution-BatchNorm layer.
+w = 1 this is also the first half of a separable convolution, and `relu_conv_norm`.
 
 float32, float64; bfloat16 and float16 maps with statistics and sums in float32. Any number of channels.
 """
@@ -31,6 +31,7 @@ from pamkd.kernels.branches import (
     tile_of,
     vector_of,
     warps_of,
+    whole,
 )
 
 
@@ -62,6 +63,7 @@ def statistics_kernel(
 ):  # fmt: skip
     """One chunk of pixels and TILE channels of a branch's z per program; merged by the rule of Chan, Golub and LeVeque (1983)."""
     chunk, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    c = whole(c, VECTOR)
     dtype: tl.constexpr = mean_ptr.dtype.element_ty
     tiles = tl.cdiv(k, TILE)
     branch, first_row = first + part // tiles, (part % tiles * TILE).to(tl.int32)
@@ -96,7 +98,7 @@ def statistics_kernel(
 
 @triton.jit
 def merged(mean_ptr, squares_ptr, at, chunks, chunk_pixels, pixels, out, k, eps, dtype: tl.constexpr, CHUNKS: tl.constexpr):
-    """Mean and 1 / deviation of a branch's z from its chunks."""
+    """Mean, 1 / deviation and variance of a branch's z from its chunks."""
     chunk = tl.arange(0, CHUNKS)
     inside = (chunk < chunks)[:, None] & (out < k)[None, :]
     count = tl.maximum(tl.minimum(pixels - chunk * chunk_pixels, chunk_pixels), 0).to(dtype)[:, None]
@@ -105,7 +107,8 @@ def merged(mean_ptr, squares_ptr, at, chunks, chunk_pixels, pixels, out, k, eps,
     mean = tl.sum(means * count, 0) / pixels
     away = tl.where(inside, means - mean[None, :], 0.0)
     squares = tl.load(squares_ptr + place, mask=inside, other=0.0) + away * away * count
-    return mean, 1.0 / tl.sqrt(tl.sum(squares, 0) / pixels + number(eps, dtype))
+    variance = tl.sum(squares, 0) / pixels
+    return mean, 1.0 / tl.sqrt(variance + number(eps, dtype)), variance
 
 
 @triton.jit(
@@ -129,7 +132,7 @@ def mixture_kernel(
     weights_ptr,  # [L, P]
     mix_ptr,  # [L, columns]
     mean_ptr, squares_ptr,  # [L, branches of this launch, chunks, k]
-    kept_ptr,  # [2, L, branches, k]: mean and 1 / deviation
+    kept_ptr,  # [2 or 3, L, branches, k]: mean, 1 / deviation, variance
     y_ptr,  # [groups, L, n, h', w'] of rows of y_pitch
     images, height, width, to_height, to_width, pitch, nodes_pitch, c, k, parameters, y_pitch,
     chunk_pixels, chunks,
@@ -138,9 +141,11 @@ def mixture_kernel(
     branches, columns,
     eps: tl.float64,
     BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
+    VARIANCE: tl.constexpr,  # kept has room for it
 ):  # fmt: skip
     """BLOCK pixels and TILE channels of a group's sum per program."""
     block, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    c = whole(c, VECTOR)
     dtype: tl.constexpr = mean_ptr.dtype.element_ty
     tiles, sets = tl.cdiv(k, TILE), tl.num_programs(2)
     group, first_row = part // tiles, (part % tiles * TILE).to(tl.int32)
@@ -164,13 +169,15 @@ def mixture_kernel(
         mix = tl.load(branch_ptr + MIX)
         share = tl.load(mix_ptr + set * columns + mix, mask=mix >= 0, other=1.0).to(dtype)
         if tl.load(branch_ptr + NORM) != 0:
-            mean, inv_std = merged(
+            mean, inv_std, variance = merged(
                 mean_ptr, squares_ptr, set * launched + branch - first, chunks, chunk_pixels, pixels, out, k, eps, dtype, CHUNKS
             )
             if block == 0:
-                at = (set * branches + branch) * k + out
+                at, plane = (set * branches + branch) * k + out, sets.to(tl.int64) * branches * k
                 tl.store(kept_ptr + at, mean, mask=out < k)
-                tl.store(kept_ptr + sets.to(tl.int64) * branches * k + at, inv_std, mask=out < k)
+                tl.store(kept_ptr + plane + at, inv_std, mask=out < k)
+                if VARIANCE:
+                    tl.store(kept_ptr + 2 * plane + at, variance, mask=out < k)
             acc += (z - mean[None, :]) * (inv_std * share)[None, :]
         else:
             acc += z * share
@@ -185,14 +192,15 @@ def node_mixture(
     """Write `groups` sums of `each` branches, from number `first` of the table on, to y, and their statistics to `kept`.
 
     table [branches, COLUMNS] of int32; weights [L, P], whose rows the table's places count in; mix [L, columns]; kept
-    [2, L, branches, k], float64 for float64 and else float32; y [groups, L, n, h', w'] of rows of y_pitch numbers, c channels in and k out.
+    [2 or 3, L, branches, k], float64 for float64 and else float32; y [groups, L, n, h', w'] of rows of y_pitch numbers. c channels in, k
+    out.
     """
     sets, branches, columns = weights.shape[0], table.shape[0], mix.shape[1]
     shape, tile = (*maps.geometry(), c, k, weights.shape[1]), tile_of(k)
-    tiles, vector = triton.cdiv(k, tile), vector_of(maps.s0.dtype, c, maps.s0.shape[-1])
+    tiles, vector = triton.cdiv(k, tile), vector_of(maps, c)
     pixels, block, warps = maps.nodes.shape[1:4].numel(), block_of(tile, vector), warps_of(tile)
     chunk_pixels, chunks = chunking(pixels, k, block)
-    check_sizes("node_mixture", max(pixels, maps.s0.shape[1:4].numel()), max(each, 1) * groups * tiles, sets)
+    check_sizes("node_mixture", max(pixels, maps.s0.shape[1:4].numel()), block, max(each, 1) * groups * tiles, sets)
     mean, squares = (kept.new_empty(sets, each * groups, chunks, k) for _ in range(2))
     precision = dot_precision(maps.s0.dtype)
     if each:
@@ -203,5 +211,5 @@ def node_mixture(
     mixture_kernel[(triton.cdiv(pixels, block), groups * tiles, sets)](
         table, *maps, weights, mix, mean, squares, kept, y, *shape, y_pitch, chunk_pixels, chunks, first, each, branches, columns, eps,
         BLOCK=block, TILE=tile, VECTOR=vector, CHUNKS=triton.next_power_of_2(chunks), PRECISION=precision,
-        num_warps=warps, num_stages=1, maxnreg=REGISTERS,
+        VARIANCE=len(kept) == 3, num_warps=warps, num_stages=1, maxnreg=REGISTERS,
     )  # fmt: skip

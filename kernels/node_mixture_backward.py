@@ -40,6 +40,7 @@ from pamkd.kernels.branches import (
     tile_of,
     vector_of,
     warps_of,
+    whole,
 )
 from pamkd.kernels.node_mixture import Maps
 from pamkd.kernels.shared_branches import GEOMETRY, backward_terms, gradient_of, normalisation, shared_kernel
@@ -59,6 +60,7 @@ def sums_kernel(
 ):  # fmt: skip
     """Sums of g and g u over one chunk of pixels and TILE channels of a branch."""
     chunk, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    c = whole(c, VECTOR)
     dtype: tl.constexpr = sums_ptr.dtype.element_ty
     tiles, sets = tl.cdiv(k, TILE), tl.num_programs(2)
     branch, first_row = first + part // tiles, (part % tiles * TILE).to(tl.int32)
@@ -107,6 +109,7 @@ def maps_kernel(
 ):  # fmt: skip
     """dd of one chunk of pixels and TILE channels of a convolution, and what the chunk gives to its weights' gradients."""
     chunk, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    c = whole(c, VECTOR)
     dtype: tl.constexpr = sums_ptr.dtype.element_ty
     storage: tl.constexpr = s0_ptr.dtype.element_ty
     tiles, sets, chunks = tl.cdiv(c, TILE), tl.num_programs(2), tl.num_programs(0)
@@ -229,8 +232,8 @@ class Backward:
             table, maps, c, k, weights, mix, kept, maps_out,
         )  # fmt: skip
         self.sets, self.branches, self.pixels = weights.shape[0], table.shape[0], maps.nodes.shape[1:4].numel()
-        self.tile, self.vector = tile_of(k), vector_of(maps.s0.dtype, c, maps.s0.shape[-1])
-        self.block, self.warps = block_of(self.tile, self.vector), warps_of(self.tile)
+        self.tile, self.vector = tile_of(k), vector_of(maps, c)
+        self.block, self.warps, self.precision = block_of(self.tile, self.vector), warps_of(self.tile), dot_precision(maps.s0.dtype)
         self.chunk_pixels, self.chunks = chunking(self.pixels, k, self.block)
         self.piece = (k + largest) * c
         self.sums = kept.new_empty(2, self.sets, self.branches, self.chunks, k)
@@ -242,22 +245,36 @@ class Backward:
 
         grad: [groups, L, n, h', w'] of rows of grad_pitch numbers.
         """
-        shape = (*self.maps.geometry(), self.c, self.k, self.weights.shape[1], grad_pitch)
-        tiles, precision = triton.cdiv(self.k, self.tile), dot_precision(self.maps.s0.dtype)
-        check_sizes("node_mixture_backward", self.pixels, each * groups * max(tiles, triton.cdiv(self.c, self.tile)), self.sets)
-        if each:
-            sums_kernel[(self.chunks, each * groups * tiles, self.sets)](
-                self.table, *self.maps, self.weights, self.kept, grad, self.sums, *shape, self.chunk_pixels, first, each, self.branches,
-                BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, PRECISION=precision,
+        self.add_up(first, each, groups, grad, grad_pitch)
+        self.write_maps(first, each, groups, convolutions, grad, grad_pitch)
+
+    def add_up(self, first: int, each: int, groups: int, grad: Tensor, grad_pitch: int) -> None:
+        """The sums of g and g u alone."""
+        programs = each * groups * triton.cdiv(self.k, self.tile)
+        check_sizes("node_mixture_backward", self.pixels, self.block, programs, self.sets)
+        if programs:
+            sums_kernel[(self.chunks, programs, self.sets)](
+                self.table, *self.maps, self.weights, self.kept, grad, self.sums, *self._shape(grad_pitch), self.chunk_pixels,
+                first, each, self.branches,
+                BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, PRECISION=self.precision,
                 num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
-        if convolutions:
-            maps_kernel[(self.chunks, convolutions * groups * triton.cdiv(self.c, self.tile), self.sets)](
-                self.table, *self.maps, self.weights, self.mix, self.kept, grad, self.sums, self.pieces, self.maps_out, *shape,
-                self.chunk_pixels, first, each, convolutions, self.branches, self.mix.shape[1], self.piece,
-                BLOCK=64 if self.tile == 16 else 16, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block, PRECISION=precision,
-                ROWS=min(self.tile, 32), SINGLE=self.c <= self.tile, num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
+
+    def write_maps(self, first: int, each: int, groups: int, convolutions: int, grad: Tensor, grad_pitch: int) -> None:
+        """The gradients of d, and pieces of dP and dtaps, from the sums."""
+        programs = convolutions * groups * triton.cdiv(self.c, self.tile)
+        check_sizes("node_mixture_backward", self.pixels, self.block, programs, self.sets)
+        if programs:
+            maps_kernel[(self.chunks, programs, self.sets)](
+                self.table, *self.maps, self.weights, self.mix, self.kept, grad, self.sums, self.pieces, self.maps_out,
+                *self._shape(grad_pitch), self.chunk_pixels, first, each, convolutions, self.branches, self.mix.shape[1], self.piece,
+                BLOCK=64 if self.tile == 16 else 16, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
+                PRECISION=self.precision, ROWS=min(self.tile, 32), SINGLE=self.c <= self.tile,
+                num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
+
+    def _shape(self, grad_pitch: int) -> tuple[int, ...]:
+        return (*self.maps.geometry(), self.c, self.k, self.weights.shape[1], grad_pitch)
 
     def shared(self, numbers: Tensor, bounds: tuple[int, int, int, int], map: int, grad: Tensor, state: Tensor, *, add: bool) -> None:
         """Of the max pools, average pools and identities of one state, `numbers[bounds[0] : bounds[3]]`: maps `map` and `map + 1`

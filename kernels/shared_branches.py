@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pamkd.kernels.branches import COLUMNS, MIX, NORM, TARGET, place_of, state_of, stencil
+from pamkd.kernels.branches import COLUMNS, MIX, NORM, TARGET, place_of, state_of, stencil, whole
 
 GEOMETRY = ["images", "height", "width", "to_height", "to_width"]
 
@@ -85,6 +85,7 @@ def shared_kernel(
 ):  # fmt: skip
     """What the branches without weights send back to a state: gradients of both pools, and of the state itself."""
     block, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    c = whole(c, VECTOR)
     dtype: tl.constexpr = sums_ptr.dtype.element_ty
     sets = tl.num_programs(2)
     all_branches = sets.to(tl.int64) * branches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -162,13 +163,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in DISTRIBUTED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         print(f"pamkd: {words[0]} runs in one process: start it without torchrun ({', '.join(DISTRIBUTED)} use it)", file=sys.stderr)
         return 2
+    from pamkd.distributed import is_main_process
     from pamkd.runs.errors import USER_ERRORS, Interrupted
+    from pamkd.trilevel.finite import Diverged
 
     try:
         return COMMANDS[words[0]][0](words[1:])
     except Interrupted as error:
         print(f"pamkd: {error}", file=sys.stderr)
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130  # torchrun would start again what ended with another status
+    except BrokenPipeError:  # who read the output, such as head, has enough; Python would complain when it flushes the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except USER_ERRORS as error:
-        print(f"pamkd: {error}", file=sys.stderr)
+        if is_main_process() or not isinstance(error, Diverged):  # all processes say the same of a step that diverged
+            print(f"pamkd: {error}", file=sys.stderr)
         return 2

@@ -46,6 +46,15 @@ def test_search_prints_what_it_found(whole):
     assert manifest["dataset"]["name"] == "digits" and len(manifest["dataset"]["fingerprint"]) >= 16
 
 
+def test_a_reader_that_has_enough_is_no_error():
+    code = "import sys; from pamkd import cli; cli.COMMANDS['doctor'] = (lambda argv: print('x' * 10**6), ''); cli.main(['doctor'])"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_run_resumes_to_the_same_result(whole, tmp_path, how):
     run, _ = whole

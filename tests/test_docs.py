@@ -45,6 +45,15 @@ def test_python_of_the_pages_parses_and_its_imports_exist(page):
                         importlib.import_module(alias.name)
 
 
+def test_what_never_ran_on_a_gpu_is_one_table():
+    """In the README and on the page about GPUs."""
+    tables = [
+        re.search(r"(^\| part \|.*run on a GPU \|\n(?:\|.*\n)+)", (ROOT / page).read_text(), flags=re.M)
+        for page in ("README.md", "docs/gpu.md")
+    ]
+    assert tables[0][1] == tables[1][1] and tables[0][1].count("never |") >= 10
+
+
 def test_the_readme_distills():
     """The block of the README about the distillation alone."""
     embedding = torch.randn(10, 4)

@@ -7,7 +7,7 @@
 
 namespace pamkd {
 
-enum class Op { none, max_pool, avg_pool, skip, sep_3, sep_5, dil_3, dil_5, nor_1, nor_3, count };
+enum class Op { none, max_pool, avg_pool, skip, sep_3, sep_5, dil_3, dil_5, nor_1, nor_3, noise, count };
 
 struct Candidate {
   Op op;

@@ -116,17 +116,24 @@ class CellBackward {
     const Index h = leaving.h, w = leaving.w, size = h * w * plan_.lanes, lanes = plan_.lanes;
     // The gradient that reaches an operation is the same sum over edges of weight * gradient for all that follows.
     struct Uses {
+      std::vector<Index> edges;
       std::vector<const T*> maps;
       std::vector<T> weights, means;
     };
     Uses pools[2], skips;
+    std::vector<std::pair<Index, Index>> dropped;  // edges and columns of skip connections with dropout
     for (Index e = 0; e < Index(spec_.edges.size()); e++) {
       const Edge& edge = spec_.edges[e];
       for (size_t o = 0; edge.source == state && o < edge.candidates.size(); o++) {
         const Op op = edge.candidates[o].op;
         const bool pool = op == Op::max_pool || op == Op::avg_pool;
         if (!run_.active(e, o) || !(pool || (op == Op::skip && edge.stride == 1))) continue;
+        if (run_.draws.drops(e, o)) {
+          dropped.emplace_back(e, o);
+          continue;
+        }
         Uses& uses = pool ? pools[op == Op::avg_pool] : skips;
+        uses.edges.push_back(e);
         uses.maps.push_back(mixture_[edge.node].get());
         uses.weights.insert(uses.weights.end(), lanes, run_.weight(e, o));
         uses.means.resize(uses.means.size() + lanes);
@@ -135,7 +142,10 @@ class CellBackward {
     const auto mix = [&](const Uses& uses, Index i, T* to, bool add) {
       std::vector<const T*> maps(uses.maps);
       for (const T*& map : maps) map += i * image_;
-      run_.k.pass.mix(to, add, int(maps.size()), maps.data(), uses.weights.data(), uses.means.data(), plan_.groups, pixels_);
+      std::vector<T> masked(run_.draws.masked() ? uses.weights : std::vector<T>());
+      for (size_t at = 0; at < masked.size(); at++) masked[at] *= run_.draws.mask(uses.edges[at / lanes], i);
+      run_.k.pass.mix(to, add, int(maps.size()), maps.data(), (run_.draws.masked() ? masked : uses.weights).data(), uses.means.data(), plan_.groups,
+                      pixels_);
     };
     std::vector<NormInput<T>> norms;
     for (int pool = 0; pool < 2 && spec_.pool_norm; pool++) {
@@ -174,6 +184,8 @@ class CellBackward {
       }
       if (pooled) run_.k.pass.add_inside(to.read(0), to_g, plan_.groups, h, w);
       if (!skips.maps.empty()) mix(skips, i, to_g, true);
+      for (const auto& [e, o] : dropped)
+        run_.draws.mix(e, o, i, run_.draws.mask(e, i) * run_.weight(e, o), mixture_[spec_.edges[e].node].get() + i * image_, to_g);
       if (leaving.through) run_.k.pass.relu_input(dx_.get() + i * size, x, to_g, plan_.groups, h * w);
     });
   }
@@ -184,11 +196,11 @@ class CellBackward {
     const bool input = edge.source < spec_.inputs;
     const Index h = plan_.state_h(edge.source), w = plan_.state_w(edge.source), stride = input ? spec_.channels : width_;
     const T* rows = (input ? inputs_[edge.source] : out_ + (edge.source - spec_.inputs) * spec_.channels) + plan_.c;
-    const T weight = run_.bypass_weight(e);
     Sums sums(run_.shares.count());
     run_.shares.each([&](Index share, Index i) {
       const T *from = rest_[edge.node].get() + i * pixels_ * bypass_, *x = rows + i * h * w * stride;
       T* to = rest + i * h * w * bypass_;
+      const T mask = run_.draws.mask(e, i), weight = mask * run_.bypass_weight(e);
       double sum = 0;
       for (Index y = 0; y < plan_.node_h; y++)
         for (Index v = 0; v < plan_.node_w; v++, from += bypass_)
@@ -200,7 +212,7 @@ class CellBackward {
             sum += double(from[c]) * x[best * stride + c];
             if (wanted) to[best * bypass_ + c] += weight * from[c];
           }
-      sums[share] += sum;
+      sums[share] += mask * sum;
     });
     if (to_.mix)
       for (double sum : sums) to_.mix[e * spec_.columns + spec_.columns - 1] += T(sum);

@@ -61,6 +61,15 @@ class EdgeBackward {
   const T* statistic(const Conv& conv, int part) const { return run_.statistic(e_, conv.column, part); }
   Index place(Rows rows) const { return rows.begin * plan_.node_w * kBlock; }  // in a block of a node's map
   Index rows_size(Rows rows) const { return rows.count() * plan_.node_w * kBlock; }
+  // The gradient that reaches the edge in image i.
+  const T* gradient(Index share, Index i) const {
+    const T* g = g_ + i * image_;
+    if (!run_.draws.masked()) return g;
+    T* masked = state_.scratch[share].g.get();
+    const std::vector<T> mask(plan_.lanes, run_.draws.mask(e_, i)), zero(plan_.lanes);
+    k_.pass.mix(masked, false, 1, &g, mask.data(), zero.data(), plan_.groups, pixels_);
+    return masked;
+  }
   const T* state_of(Index i) const { return state_.x + i * state_.h * state_.w * plan_.lanes; }
 
   // Sums over the batch of g, and of g * (map - mean) for every candidate's map; mixture gradients from them.
@@ -68,7 +77,7 @@ class EdgeBackward {
     const Index lanes = plan_.lanes;
     struct Term {
       Index column;
-      const T *map, *mean, *scale;  // scale is null where no BatchNorm follows; map of works
+      const T *map, *mean, *scale;  // scale is null where no BatchNorm follows, map of works and of what is drawn
     };
     std::vector<Term> terms;
     for (const Work& work : works_) terms.push_back({work.conv->column, nullptr, statistic(*work.conv, 2), statistic(*work.conv, 3)});
@@ -85,19 +94,22 @@ class EdgeBackward {
       if (op == Op::max_pool || op == Op::avg_pool) {
         const int pool = op == Op::avg_pool;
         terms.push_back({Index(o), state_.pooled[pool], run_.pool_mean(edge_.source, pool), run_.pool_deviation(edge_.source, pool)});
-      } else if (op == Op::skip && edge_.stride == 1 && to_.mix) {
+      } else if (op == Op::skip && edge_.stride == 1 && to_.mix && !run_.draws.drops(e_, o)) {
         terms.push_back({Index(o), state_.x, nullptr, nullptr});
       }
     }
+    const Index works = Index(works_.size()), stored = Index(terms.size());
+    for (size_t o = 0; o < edge_.candidates.size(); o++)
+      if (to_.mix && run_.draws.draws(e_, o)) terms.push_back({Index(o), nullptr, nullptr, run_.draws.drops(e_, o) ? run_.draws.kept() : nullptr});
     if (terms.empty()) return false;
     std::vector<T> means;
     for (const Term& term : terms)
       for (Index c = 0; c < lanes; c++) means.push_back(term.mean ? term.mean[c] : T(0));
 
-    const Index size = (1 + Index(terms.size())) * lanes, works = Index(works_.size());
+    const Index size = (1 + Index(terms.size())) * lanes;
     const Buffer<T> memory_of_sums(run_.shares.count() * size, true);
     run_.shares.each([&](Index share, Index i) {
-      const T* g = g_ + i * image_;
+      const T* g = gradient(share, i);
       T* to = memory_of_sums.get() + share * size;
       const Scratch<T>& s = state_.scratch[share];
       each_work(share, i, true, [&](size_t j, Rows rows) {
@@ -115,6 +127,7 @@ class EdgeBackward {
         if (term.map) maps.push_back(term.map + i * image_);
       k_.pass.dots(g, pixels_ * kBlock, int(maps.size()), maps.data(), pixels_ * kBlock, means.data() + works * lanes, to + (1 + works) * lanes,
                    plan_.groups, pixels_);
+      for (size_t t = stored; t < terms.size(); t++) run_.draws.dot(e_, terms[t].column, i, g, state_of(i), to + (1 + t) * lanes);
     });
     sums_ = over_shares(memory_of_sums, size);
     for (size_t t = 0; t < terms.size(); t++) {
@@ -203,6 +216,7 @@ class EdgeBackward {
     const Buffer<T> half_sums(run_.shares.count() * size, true);
     run_.shares.each([&](Index share, Index i) {
       const Scratch<T>& s = state_.scratch[share];
+      const T* g = gradient(share, i);
       T *dx = state_.dx + i * state_size, *dw = to_.weights ? partial_.get() + share * edge_plan_.packed : nullptr;
       bool begun = state_.through;
       if (state_.wanted && !begun && any([](const Conv& conv) { return conv.gathered; })) {
@@ -214,7 +228,7 @@ class EdgeBackward {
         const Conv& conv = *works_[j].conv;
         T *d = s.d.get(), *dz = works_[j].z + chunk(i, rows);
         const Index count = rows.count() * plan_.node_w, row_size = rows_size(rows);
-        k_.pass.norm_input(g_ + i * image_ + place(rows), pixels_ * kBlock, dz, row_size, statistic(conv, 2), norms[j].a.data(), norms[j].b.data(),
+        k_.pass.norm_input(g + place(rows), pixels_ * kBlock, dz, row_size, statistic(conv, 2), norms[j].a.data(), norms[j].b.data(),
                            norms[j].g_mean.data(), dz, row_size, plan_.groups, count);
         if (dw)
           k_.pointwise.weight(works_[j].d + chunk(i, rows) * conv.taps, row_size, plan_.groups * conv.taps, dz, row_size,

@@ -81,7 +81,7 @@ void cell_forward(const CellRun<T>& run, const T* const* inputs, T* out, T* q) {
         if (op == Op::max_pool || op == Op::avg_pool) {
           const int pool = op == Op::avg_pool;
           add(pooled[pool], run.weight(e, o), run.pool_mean(state, pool), run.pool_deviation(state, pool));
-        } else if (op == Op::skip && edge.stride == 1) {
+        } else if (op == Op::skip && edge.stride == 1 && !run.draws.drops(e, o)) {
           add(x, run.weight(e, o), nullptr, nullptr);
         }
       }
@@ -90,9 +90,15 @@ void cell_forward(const CellRun<T>& run, const T* const* inputs, T* out, T* q) {
       run.shares.each([&](Index, Index i) {
         std::vector<const T*> at(maps);
         for (const T*& map : at) map += i * image;
-        run.k.pass.mix(nodes[edge.node].get() + i * image, again, int(at.size()), at.data(), scale.data(), mean.data(), plan.groups, pixels);
+        const T mask = run.draws.mask(e, i);
+        std::vector<T> masked(run.draws.masked() ? scale : std::vector<T>());
+        for (T& value : masked) value *= mask;
+        T* node = nodes[edge.node].get() + i * image;
+        run.k.pass.mix(node, again, int(at.size()), at.data(), (run.draws.masked() ? masked : scale).data(), mean.data(), plan.groups, pixels);
+        for (size_t o = 0; o < edge.candidates.size(); o++)
+          if (run.active(e, o) && run.draws.draws(e, o)) run.draws.mix(e, o, i, mask * run.weight(e, o), x + i * image, node);
         if (!bypass) return;
-        const T weight = run.bypass_weight(e);
+        const T weight = mask * run.bypass_weight(e);
         T* to = rests[edge.node].get() + i * pixels * bypass;
         const T* from = rows + i * h * w * stride + plan.c;
         for (Index y = 0; y < plan.node_h; y++)

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/cell_plan.h"
+#include "cpu/cell_draws.h"
 #include "cpu/norm.h"
 
 namespace pamkd {
@@ -24,6 +24,7 @@ template <class T>
 struct Scratch {
   Tile<T> tile, inner;  // rectified state, rectified and normalised first half
   Buffer<T> d, z;       // rows in work: outputs of a depthwise convolution or gathered taps, and of a product
+  Buffer<T> g;          // drop-path: gradient of an edge in one image
 };
 
 template <class T>
@@ -36,9 +37,10 @@ class CellRun {
   const T* weights;
   const T* mix;
   T* statistics;  // [edges * columns + states][4][lanes]
+  const CellDraws<T> draws;
 
-  CellRun(const CellPlan& p, const T* weights_, const T* mix_, T* statistics_)
-      : plan(p), spec(p.spec), shares(p.n), weights(weights_), mix(mix_), statistics(statistics_) {}
+  CellRun(const CellPlan& p, const T* weights_, const T* mix_, T* statistics_, const DrawSpec& drawn)
+      : plan(p), spec(p.spec), shares(p.n), weights(weights_), mix(mix_), statistics(statistics_), draws(p, drawn) {}
 
   T weight(Index edge, Index column) const { return mix[edge * spec.columns + column]; }
   bool active(Index edge, Index column) const { return weight(edge, column) != 0 && spec.edges[edge].candidates[column].op != Op::none; }
@@ -62,7 +64,8 @@ class CellRun {
     std::vector<Scratch<T>> all;
     for (Index i = 0; i < shares.count(); i++)
       all.push_back({Tile<T>(plan.groups, h, w, kFrame), Tile<T>(plan.groups, plan.node_h, plan.node_w, 2),
-                     Buffer<T>(row * std::max(block() * taps, block() + kFrame)), Buffer<T>(row * block())});
+                     Buffer<T>(row * std::max(block() * taps, block() + kFrame)), Buffer<T>(row * block()),
+                     Buffer<T>(draws.masked() ? plan.node_pixels() * plan.lanes : 0)});
     return all;
   }
 

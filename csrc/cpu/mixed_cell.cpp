@@ -3,8 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <optional>
-#include <tuple>
+#include "cpu/mixed_cell.h"
 
 #include "cpu/cell_backward.h"
 #include "cpu/cell_forward.h"
@@ -13,7 +12,6 @@ namespace pamkd {
 namespace {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 void check(const Tensor& tensor, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
   bool fits = tensor.dim() == int64_t(shape.size()) && tensor.scalar_type() == type;
@@ -54,8 +52,10 @@ CellPlan make_plan(const CellSpec& spec, const Tensor& s0, const std::optional<T
   return plan;
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights, const Tensor& mix,
-                                           std::vector<int64_t> code, bool keep) {
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> cell_forward(const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights, const Tensor& mix,
+                                                const std::vector<int64_t>& code, const DrawSpec& drawn, bool keep) {
   const CellSpec spec(code);
   const CellPlan plan = make_plan(spec, s0, s1, weights, mix);
   const Tensor x0 = rows(s0), x1 = s1 ? rows(*s1) : x0, flat = torch::stable::contiguous(weights), mixture = torch::stable::contiguous(mix);
@@ -66,16 +66,17 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& s0, const std::optional
     using T = decltype(zero);
     std::memset(data<T>(statistics), 0, plan.statistics() * sizeof(T));
     prefer_huge_pages(data<T>(q), q.numel() * sizeof(T));
-    const CellRun<T> run(plan, data<T>(flat), data<T>(mixture), data<T>(statistics));
+    const CellRun<T> run(plan, data<T>(flat), data<T>(mixture), data<T>(statistics), drawn);
     const T* const inputs[2] = {data<T>(x0), data<T>(x1)};
     cell_forward<T>(run, inputs, data<T>(out), keep ? data<T>(q) : nullptr);
   });
   return {out, q, statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights,
-                                                    const Tensor& mix, const Tensor& out, const Tensor& q, const Tensor& statistics,
-                                                    std::vector<int64_t> code, bool need_s0, bool need_s1, bool need_weights, bool need_mix) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> cell_backward(const Tensor& grad, const Tensor& s0, const std::optional<Tensor>& s1,
+                                                         const Tensor& weights, const Tensor& mix, const Tensor& out, const Tensor& q,
+                                                         const Tensor& statistics, const std::vector<int64_t>& code, const DrawSpec& drawn,
+                                                         bool need_s0, bool need_s1, bool need_weights, bool need_mix) {
   const CellSpec spec(code);
   const CellPlan plan = make_plan(spec, s0, s1, weights, mix);
   for (const Tensor& map : {grad, out})
@@ -94,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     using T = decltype(zero);
     Buffer<T> own(plan.statistics());
     std::memcpy(own.get(), data<T>(statistics), plan.statistics() * sizeof(T));
-    const CellRun<T> run(plan, data<T>(flat), data<T>(mixture), own.get());
+    const CellRun<T> run(plan, data<T>(flat), data<T>(mixture), own.get(), drawn);
     const T* const inputs[2] = {data<T>(x0), data<T>(x1)};
     const CellGradients<T> to{{need_s0 ? data<T>(d0) : nullptr, need_s1 && s1 ? data<T>(d1) : nullptr},
                               need_weights ? data<T>(dweights) : nullptr,
@@ -102,6 +103,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     CellBackward<T>(run, inputs, data<T>(g), data<T>(y), data<T>(q), to)();
   });
   return {d0, d1, dweights, dmix};
+}
+
+namespace {
+
+// Noise without a seed would be the same numbers in all cells.
+void require_no_noise(const CellSpec& spec) {
+  for (const Edge& edge : spec.edges)
+    for (const Candidate& candidate : edge.candidates)
+      if (candidate.op == Op::noise) throw std::invalid_argument("mixed_cell: noise is drawn: call disturbed_cell");
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights, const Tensor& mix,
+                                           std::vector<int64_t> code, bool keep) {
+  require_no_noise(CellSpec(code));
+  return cell_forward(s0, s1, weights, mix, code, DrawSpec(), keep);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights,
+                                                    const Tensor& mix, const Tensor& out, const Tensor& q, const Tensor& statistics,
+                                                    std::vector<int64_t> code, bool need_s0, bool need_s1, bool need_weights, bool need_mix) {
+  require_no_noise(CellSpec(code));
+  return cell_backward(grad, s0, s1, weights, mix, out, q, statistics, code, DrawSpec(), need_s0, need_s1, need_weights, need_mix);
 }
 
 }  // namespace

@@ -84,7 +84,7 @@ class Augment:
         return Draws(top, left, None if flip is None else flip.bool(), below(height, erase), below(width, erase))
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """Augment [n, c, h, w] by given random numbers."""
+        """Augment [n, c, h, w] by given random numbers. Raises ValueError for another shape, and for integers but uint8."""
         if images.dim() != 4 or images.shape[1] != len(self.mean):
             raise ValueError(f"images have shape {tuple(images.shape)}: needed is [n, {len(self.mean)}, h, w], as mean and std say")
         scale, shift = self._affine(images)

@@ -82,7 +82,10 @@ class Batches:
         return self._steps
 
     def epoch(self, epoch: int, start_step: int = 0, stride: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every `stride`-th batch of an epoch from `start_step` on; none when it equals `len(self)`."""
+        """Every `stride`-th batch of an epoch from `start_step` on; none when it equals `len(self)`.
+
+        Raises ValueError for a start beyond that, and as the class says.
+        """
         if not 0 <= start_step <= self._steps:
             raise ValueError(f"start_step is {start_step}: an epoch of the {self._stream} dataset has {self._steps} steps")
         order = self._indices

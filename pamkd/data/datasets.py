@@ -54,7 +54,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @abstractmethod
     def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
-        """The images of these indices, in this order; no pixel is copied."""
+        """The images of these indices, in this order; no pixel is copied. Raises ValueError for an index that is out of range."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -67,10 +67,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def mean(self) -> tuple[float, ...]:
+        """Per channel, of pixels in 0 .. 1."""
         return self.statistics[0]
 
     @property
     def std(self) -> tuple[float, ...]:
+        """Standard deviation per channel, of pixels in 0 .. 1."""
         return self.statistics[1]
 
     def _indices(self, indices: Tensor | Sequence[int]) -> Tensor:
@@ -157,6 +159,7 @@ class ImageFiles(ImageDataset):
         return self.read_one(index, None), int(self.labels[index])
 
     def path(self, index: int) -> Path:
+        """The file of an image."""
         return self.root / os.fsdecode(self.paths[index])
 
     def read_one(self, index: int, crop: Callable[[Image.Image, tuple[int, int]], Image.Image] | None) -> Tensor:
@@ -227,7 +230,7 @@ def load_dataset(
     if name in ("cifar10", "cifar100"):
         return _cifar(name, root, train, download)
     if not root.is_dir():
-        raise FileNotFoundError(f"dataset folder {root} does not exist")
+        raise FileNotFoundError(f"dataset folder {root} does not exist: give the one where {name} lies (--data PATH)")
     if name == "imagenet16-120":
         return Images(
             name,
@@ -328,6 +331,8 @@ def _images_below(folder: Path) -> list[Path]:
                 if entry.is_dir():
                     walk(entry.path, above | {here})
                 elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
+                    if not entry.is_file() and os.path.exists(entry.path):  # reading it might wait for ever
+                        raise ValueError(f"image {entry.path} is a pipe, a socket or a device, no file: remove it")
                     found.append(Path(entry.path))
 
     if folder.is_dir():

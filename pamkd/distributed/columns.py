@@ -34,6 +34,10 @@ class Columns:
         """Rows of the batch of which this column has so many."""
         return rows * self.group.size
 
+    def first(self, rows: int) -> int:
+        """The place in the batch of the first of this column's rows."""
+        return rows * self.group.rank
+
     def part(self, x: Tensor, dim: int = 0) -> Tensor:
         """This column's part of a tensor whose dimension `dim` is the rows of a batch. Raises ValueError when it cannot be split."""
         count = x.shape[dim]

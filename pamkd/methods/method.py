@@ -95,8 +95,9 @@ class Method:
         """
         drawn = self.draw(train, valid, phase=phase, learners=self.rows.count(len(learners)), seed=seed)
         found, hypergradient = self.take(learners, train, valid, lr=lr, phase=phase, drawn=drawn)
+        report = found.read(len(learners), self.rows)  # the step's last exchange with other processes, which they all make
         self.passes.watch.take().check()
-        return found.read(len(learners), self.rows), hypergradient
+        return report, hypergradient
 
     def draw(self, train: Batch, valid: Batch, *, phase: Phase, learners: int, seed: int) -> Any:
         """What a step draws on the host: here the seed itself, for draws within the step."""

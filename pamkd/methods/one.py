@@ -27,8 +27,8 @@ class WithStem:
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
         return Output(self.network.forward(weights, alphas, images).logits, self.network.stem_features(weights, images))
 
-    def stacks_with(self, other: WithStem) -> bool:
-        return self.network.stacks_with(other.network)
+    def stacks_with(self, other: object) -> bool:
+        return isinstance(other, WithStem) and self.network.stacks_with(other.network)
 
     def twice_differentiable(self) -> WithStem:
         return WithStem(self.network.twice_differentiable())

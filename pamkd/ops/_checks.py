@@ -50,6 +50,13 @@ def check_integers(op: str, **integers: int) -> None:
             raise TypeError(f"{op}: {name} is a {type(integer).__name__}; needed is an integer")
 
 
+def check_sets(op: str, tensors: list[Tensor]) -> None:
+    """ValueError unless the first dimensions are one number of weight sets."""
+    counts = [t.shape[0] if t.dim() else 0 for t in tensors]
+    if counts != [counts[0] or 1] * len(counts):
+        raise ValueError(f"{op}: the tensors have {counts} weight sets; needed is one number, at least 1")
+
+
 def check_cell(op: str, s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> None:
     """TypeError or ValueError unless the tensors fit the cell."""
     if not isinstance(spec, CellSpec):

@@ -71,6 +71,11 @@ def has_kernel(operation: str, tensor: Tensor) -> bool:
     return True
 
 
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether the operation's CPU kernel takes it. Tests answer for CPU tensors that the GPU's implementation computes."""
+    return tensor.device.type == "cpu"
+
+
 def implementation(operation: str, device: str) -> str | None:
     """What computes `operation` on a type of device here, or None where the eager composition does."""
     language = IMPLEMENTATIONS[operation].get(device)
@@ -95,6 +100,11 @@ def _eager(operation: str, device: str) -> bool:
 # It runs while torch.compile traces, so that the warning neither breaks the graph nor gets lost. This is all that
 # torch.compiler.assume_constant_result does, which would import the compiler, and Triton, with every `import pamkd`.
 _eager._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x.contiguous(memory_format=torch.channels_last)` of [n, c, h, w], which `torch.vmap` does not know."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def weight_sets(count: int, dims: Sequence[int | None], *tensors: Tensor | None) -> list[Any]:

@@ -1,132 +1,102 @@
-"""The mixed-op cell with noise, dropout or drop-path inside: composed of fused cells of one node."""
+"""The mixed-op cell with noise, dropout or drop-path inside."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import itertools
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.ops._checks import check_cell, check_tensors
-from pamkd.ops.mixed_cell import mixed_cell
+from pamkd.ops import disturbed_cell_composed
+from pamkd.ops._checks import check_cell
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops.mixed_cell import KERNEL_DTYPES, fake_backward, fake_forward
+from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import Disturbance, channel_shuffle
+from pamkd.reference.disturbance import Disturbance
+
+define(
+    "disturbed_cell_forward(Tensor s0, Tensor? s1, Tensor weights, Tensor mix, int[] spec, int[] draws, bool keep) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+define(
+    "disturbed_cell_backward(Tensor grad, Tensor s0, Tensor? s1, Tensor weights, Tensor mix, Tensor nodes, Tensor first_halves, "
+    "Tensor statistics, int[] spec, int[] draws, bool need_s0, bool need_s1, bool need_weights, bool need_mix) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def disturbed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec, disturbance: Disturbance) -> Tensor:
-    """Node i = sum over its edges e of mask_e * sum_o mix[e, o] * candidate_o(state), skip connections masked, noise given.
+    """Node i = sum over its edges e of mask_e * sum_o mix[e, o] * candidate_o(state), skip connections masked, noise drawn.
 
-    `pamkd.ops.mixed_cell` takes the same tensors and is faster where nothing is drawn inside the cell.
+    Equivalent to `pamkd.reference.mixed_cell.mixed_cell` with this disturbance. On the CPU in float32 and float64 one operation, which
+    draws every number where it is used, forward and again backward, and keeps none; elsewhere fused cells of one node, and what
+    `pamkd.reference.disturbance` draws between them.
 
     Args:
-        s0, s1, weights, mix, spec: as `pamkd.ops.mixed_cell`; candidates may include `noise`.
-        disturbance: what was drawn, every tensor of the states' dtype; channels_last is the fast format.
+        s0, s1, weights, mix, spec: as `pamkd.ops.mixed_cell`, without weight sets; candidates may include `noise`.
+        disturbance: what is drawn.
 
     Returns:
         [n, spec.out_channels, h', w'] in channels_last.
 
     Raises:
         TypeError: the tensors are not dense ones of one floating-point dtype on one device, or no cell or disturbance is given.
-        ValueError: a shape does not fit `spec`, noise is missing for an edge that takes it, or one value per channel.
+        ValueError: a shape does not fit `spec`, or the nodes have one value per channel.
 
     Source: Zela et al., Understanding and Robustifying DARTS (ICLR 2020): noise and drop-path; Chen et al., Progressive
         DARTS (ICCV 2019): dropout after skip connections.
     """
     check_cell("disturbed_cell", s0, s1, weights, mix, spec)
-    _check(disturbance, s0, spec)
-    states = [s0] if s1 is None else [s0, s1]
-    drawn = frozenset(disturbance.skip_masks)
-    parts = _parts(spec, drawn, disturbance.edge_masks is not None)
-    of_weights = iter(weights.split([part.spec.num_weights for node in parts for part in node]))
-    of_mix = iter(mix.split([len(part.edges) for node in parts for part in node]))
-    for node in parts:
-        terms = []
-        for part in node:
-            left, *others = (states[spec.source(edge)] for edge in part.edges)
-            mixtures = next(of_mix)
-            y = mixed_cell(left, others[0] if others else None, next(of_weights), mixtures, part.spec)
-            for edge, mixture in zip(part.edges, mixtures, strict=True):
-                y = _with_drawn(y, states[spec.source(edge)], edge, mixture, spec, disturbance)
-            terms.append(y if disturbance.edge_masks is None else y * disturbance.edge_masks[part.edges[0]])
-        states.append(functools.reduce(torch.add, terms))
-    y = states[-1] if spec.output == "last" else torch.cat(states[spec.inputs :], 1)
-    return y.contiguous(memory_format=torch.channels_last)
-
-
-class Part(NamedTuple):
-    """Edges of one node that one call computes."""
-
-    edges: tuple[int, ...]
-    spec: CellSpec  # `none` in the place of what is added outside
-
-
-@functools.lru_cache(maxsize=64)  # PR-DARTS chooses other operations in every step
-def _parts(spec: CellSpec, skips: frozenset[int], alone: bool) -> tuple[tuple[Part, ...], ...]:
-    """For each node, its edges in pairs from states of one size, or each `alone`; `noise` and the skips of these edges are left out."""
-    columns = max(map(len, spec.candidates))
-
-    def names(edge: int) -> tuple[str, ...]:
-        drawn = ("noise", "skip_connect") if edge in skips else ("noise",)
-        inside = tuple("none" if name in drawn else name for name in spec.candidates[edge])
-        return inside + ("none",) * (columns - len(inside))  # all parts have the mixture's columns
-
-    def part(edges: tuple[int, ...]) -> Part:
-        candidates = tuple(map(names, edges))
-        reduction = spec.stride(edges[0]) == 2
-        cell = dataclasses.replace(spec, candidates=candidates, reduction=reduction, inputs=len(edges), nodes=1, output="last")
-        return Part(edges, cell)
-
-    nodes, edge = [], 0
-    for node in range(spec.nodes):
-        ends = [edge, edge + spec.inputs, edge + spec.inputs + node]  # edges from the inputs, edges from nodes before
-        size = 1 if alone else 2
-        groups = (range(i, min(i + size, end)) for start, end in itertools.pairwise(ends) for i in range(start, end, size))
-        nodes.append(tuple(part(tuple(group)) for group in groups))
-        edge = ends[-1]
-    return tuple(nodes)
-
-
-def _with_drawn(y: Tensor, state: Tensor, edge: int, mix: Tensor, spec: CellSpec, disturbance: Disturbance) -> Tensor:
-    """y and the noise and masked skip connection of this edge."""
-    for column, name in enumerate(spec.candidates[edge]):
-        if name == "noise":
-            term = mix[column] * disturbance.noise[edge]
-        elif name == "skip_connect" and edge in disturbance.skip_masks:
-            term = mix[column] * (state[:, : spec.op_channels] * disturbance.skip_masks[edge])
-        else:
-            continue
-        if spec.partial > 1:
-            term = channel_shuffle(F.pad(term, (0, 0, 0, 0, 0, spec.channels - spec.op_channels)), spec.partial)
-        y = y + term
-    return y
-
-
-def _check(disturbance: Disturbance, s0: Tensor, spec: CellSpec) -> None:
-    op = "disturbed_cell"
     if not isinstance(disturbance, Disturbance):
-        raise TypeError(f"{op}: disturbance is a {type(disturbance).__name__}; needed is a Disturbance")
-    drawn = {"noise": disturbance.noise, "skip mask": disturbance.skip_masks}
-    for name, of in drawn.items():
-        if not isinstance(of, Mapping):
-            raise TypeError(f"{op}: {name} is a {type(of).__name__}; needed is a mapping from edges to tensors")
-    n, _, h, w = s0.shape
-    stride = 2 if spec.reduction else 1  # of every edge that has one, and behind the others their states are as small
-    value = n, spec.op_channels, -(-h // stride), -(-w // stride)
-    expected: list[tuple[str, Tensor, tuple[int, ...]]]
-    expected = [(f"{kind} of edge {edge}", values, value) for kind, of in drawn.items() for edge, values in of.items()]
-    if disturbance.edge_masks is not None:
-        expected.append(("edge_masks", disturbance.edge_masks, (spec.edges, n, 1, 1, 1)))
-    for name, values, shape in expected:
-        check_tensors(op, s0=s0, **{name: values})
-        if tuple(values.shape) != shape:
-            raise ValueError(f"{op}: {name} has shape {tuple(values.shape)}; needed is {list(shape)}")
-    if unknown := {*disturbance.noise, *disturbance.skip_masks} - set(range(spec.edges)):
-        raise ValueError(f"{op}: values are given for edge {unknown.pop()!r}; the cell has edges 0 to {spec.edges - 1}")
-    for edge, names in enumerate(spec.candidates):
-        if "noise" in names and edge not in disturbance.noise:
-            raise ValueError(f"{op}: edge {edge} has the candidate `noise`, but disturbance.noise has no values for it")
+        raise TypeError(f"disturbed_cell: disturbance is a {type(disturbance).__name__}; needed is a Disturbance")
+    if s0.device.type != "cpu" or s0.dtype not in KERNEL_DTYPES["cpu"] or not has_kernel("disturbed_cell", s0):
+        return disturbed_cell_composed.composed(s0, s1, weights, mix, spec, disturbance)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
+    nodes, _, _ = torch.ops.pamkd.disturbed_cell_forward(s0, s1, weights, mix, spec.encode(), disturbance.encode(), keep)
+    return nodes if spec.output == "concat" else nodes[:, -spec.channels :].contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("pamkd::disturbed_cell_forward", lib=LIB)
+def _(s0, s1, weights, mix, spec, draws, keep):
+    return fake_forward(s0, s1, weights, mix, spec, keep)
+
+
+@torch.library.register_fake("pamkd::disturbed_cell_backward", lib=LIB)
+def _(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, draws, *needs):
+    return fake_backward(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, *needs)
+
+
+def _setup(ctx, inputs, output):
+    s0, s1, weights, mix, ctx.spec, ctx.draws, ctx.keep = inputs
+    ctx.set_materialize_grads(False)  # else autograd fills a zero gradient for first_halves, the largest tensor of all
+    ctx.save_for_backward(s0, s1, weights, mix, *output)
+
+
+def _backward(ctx, grad, _first_halves, _statistics):
+    if not ctx.keep:
+        raise RuntimeError(
+            "pamkd::disturbed_cell_forward: nothing was kept for backward; call it with keep=True, or pamkd.ops.disturbed_cell"
+        )
+    if grad is None:
+        return (None,) * 7
+    need = ctx.needs_input_grad[:4]
+    grads = torch.ops.pamkd.disturbed_cell_backward(grad, *ctx.saved_tensors, ctx.spec, ctx.draws, *need)
+    return *(g if needed else None for g, needed in zip(grads, need, strict=True)), None, None, None
+
+
+torch.library.register_autograd("pamkd::disturbed_cell_forward", _backward, setup_context=_setup, lib=LIB)
+deny_double_backward("pamkd::disturbed_cell_backward", "use pamkd.reference.mixed_cell.mixed_cell")
+
+
+def _example() -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+    names = ("noise", "max_pool_3x3", "skip_connect", "sep_conv_3x3")
+    spec = CellSpec(channels=6, candidates=(names,) * 5, nodes=2)
+    states = [torch.randn(2, 6, 7, 7, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    weights = (torch.randn(spec.num_weights, generator=generator, dtype=torch.float64) * 0.3).requires_grad_()
+    mix = torch.randn(spec.edges, spec.columns, generator=generator, dtype=torch.float64).softmax(1).requires_grad_()
+    return *states, weights, mix, spec, Disturbance(1, skip_dropout=0.3, drop_path=0.2)
+
+
+register(disturbed_cell, reference.mixed_cell, _example, cpu="C++", cuda="CUDA C++ and Triton")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pamkd.ops import mixed_cell_cuda
-from pamkd.ops._checks import check_cell, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, weight_sets
+from pamkd.ops._checks import check_cell, check_sets, check_tensors
+from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
@@ -60,8 +60,8 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     if s0.dtype not in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) or not has_kernel("mixed_cell", s0) or _must_be_composed(s0, spec):
         if s0.dim() == 5:
             return torch.stack([reference.mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
-        return reference.mixed_cell(s0, s1, weights, mix, spec).movedim(1, -1).contiguous().movedim(-1, 1)  # channels_last, in vmap too
-    if s0.dim() == 5 and s0.device.type == "cpu":
+        return channels_last(reference.mixed_cell(s0, s1, weights, mix, spec))
+    if s0.dim() == 5 and on_cpu(s0):
         return torch.stack([mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
     nodes, _, _ = torch.ops.pamkd.mixed_cell_forward(s0, s1, weights, mix, spec.encode(), keep)
@@ -69,7 +69,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
 
 
 def _must_be_composed(s0: Tensor, spec: CellSpec) -> bool:
-    if s0.device.type == "cpu" or not any("nor_conv_3x3" in names for names in spec.candidates):
+    if on_cpu(s0) or not any("nor_conv_3x3" in names for names in spec.candidates):
         return False
     warnings.warn("pamkd.ops.mixed_cell has no GPU kernel for nor_conv_3x3: the slower eager composition is used", stacklevel=3)
     return True
@@ -92,12 +92,16 @@ def _lanes(spec: CellSpec) -> int:
 
 
 @torch.library.register_fake("pamkd::mixed_cell_forward", lib=LIB)
-def _(s0, s1, weights, mix, spec, keep):
+def fake_forward(s0, s1, weights, mix, spec, keep):
     cell = CellSpec.decode(spec)
-    if s0.device.type != "cpu":
+    if not on_cpu(s0):
         nodes, halves, statistics = mixed_cell_cuda.sizes(s0, cell)
         rows = s0.new_empty(nodes).movedim(-1, -3)
-        return rows if s0.dim() == 5 else rows[0], s0.new_empty(halves), s0.new_empty(statistics, dtype=torch.float32)
+        return (
+            rows if s0.dim() == 5 else rows[0],
+            s0.new_empty(halves),
+            s0.new_empty(statistics, dtype=mixed_cell_cuda.accumulated(s0.dtype)),
+        )
     h, w, size = _sizes(s0, cell)
     nodes = s0.new_empty(s0.shape[0], h, w, cell.nodes * cell.channels).permute(0, 3, 1, 2)
     separable = sum(name.startswith("sep_conv") for names in cell.candidates for name in names)
@@ -106,7 +110,7 @@ def _(s0, s1, weights, mix, spec, keep):
 
 
 @torch.library.register_fake("pamkd::mixed_cell_backward", lib=LIB)
-def _(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0, need_s1, need_weights, need_mix):
+def fake_backward(grad, s0, s1, weights, mix, nodes, first_halves, statistics, spec, need_s0, need_s1, need_weights, need_mix):
     state = s0.movedim(-3, -1).shape
     state0, state1 = (s0.new_empty(state).movedim(-1, -3) if need else s0.new_empty(0) for need in (need_s0, need_s1))
     return state0, state1, s0.new_empty(weights.shape if need_weights else 0), s0.new_empty(mix.shape if need_mix else 0)
@@ -145,13 +149,11 @@ def _check(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: Ce
     if isinstance(s0, Tensor) and s0.dim() == 5:
         given = {"s0": s0, "weights": weights, "mix": mix} | ({} if s1 is None else {"s1": s1})
         check_tensors("mixed_cell", **given)
-        counts = [t.shape[0] if t.dim() else 0 for t in given.values()]
-        if counts != [counts[0] or 1] * len(counts):
-            raise ValueError(f"mixed_cell: the tensors have {counts} weight sets; needed is one number, at least 1")
+        check_sets("mixed_cell", list(given.values()))
         s0, s1, weights, mix = _each(s0, s1, weights, mix)[0]
     check_cell("mixed_cell", s0, s1, weights, mix, spec)
     if any("noise" in names for names in spec.candidates):
-        raise ValueError("mixed_cell: `noise` is drawn outside: use pamkd.ops.disturbed_cell")
+        raise ValueError("mixed_cell: `noise` is drawn: use pamkd.ops.disturbed_cell")
 
 
 def _example() -> tuple[Any, ...]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pamkd.ops._checks import check_integers, check_numbers, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register, weight_sets
+from pamkd.ops import relu_conv_norm_cuda
+from pamkd.ops._checks import check_integers, check_numbers, check_sets, check_tensors
+from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
+from pamkd.ops.mixed_cell import KERNEL_DTYPES
+from pamkd.ops.mixed_cell_cuda import accumulated
 from pamkd.reference import relu_conv_norm as reference
-
-KERNEL_DTYPES = (torch.float32, torch.float64)
 
 define(
     "relu_conv_norm_forward(Tensor x, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor? bias, int stride, int dilation, "
@@ -23,6 +24,8 @@ define(
     "relu_conv_norm_backward(Tensor grad, Tensor x, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor z, Tensor statistics, "
     "int stride, int dilation, int[] need) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+LIB.impl("relu_conv_norm_forward", relu_conv_norm_cuda.forward, "CUDA")
+LIB.impl("relu_conv_norm_backward", relu_conv_norm_cuda.backward, "CUDA")
 
 
 def relu_conv_norm(
@@ -38,10 +41,12 @@ def relu_conv_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BatchNorm(conv2d(conv2d(relu(x), depthwise, groups=c), pointwise)) on the statistics of the batch.
 
-    Of the maps between, only the BatchNorm's input is kept for backward.
+    Of the maps between, only the BatchNorm's input is kept for backward, on a GPU none. With a leading dimension of m weight sets on
+    every tensor it computes m layers, on a GPU in the same launches; so it does within `torch.vmap`.
 
     Args:
-        x: [n, c, h, w], float32 or float64 for the fused kernel, any strides; channels_last is the fast format.
+        x: [n, c, h, w], any strides; channels_last is the fast format. The fused kernels take float32 and float64 on the CPU, float32,
+            bfloat16 and float16 on a GPU.
         depthwise: [c, 1, k, k] with k 3 or 5, padded to keep h and w; None for none.
         pointwise: [channels, c, 1, 1].
         weight, bias: [channels] of the BatchNorm, or None for 1 and 0.
@@ -50,18 +55,25 @@ def relu_conv_norm(
 
     Returns:
         y [n, channels, ceil(h / stride), ceil(w / stride)] in channels_last; mean and biased variance [channels] of the
-        batch, not differentiable, for running statistics. Differentiable once in x and all weights.
+        batch, not differentiable, for running statistics, in float32 where a GPU's kernel read bfloat16 or float16. Differentiable
+        once in x and all weights.
 
     Raises:
         TypeError: the tensors differ in dtype or device, or are not floating-point.
         ValueError: a shape, stride, dilation or eps that is not listed above, or one value per channel.
     """
     _check(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-    if x.dtype not in KERNEL_DTYPES or not has_kernel("relu_conv_norm", x):
+    fused = x.dtype in KERNEL_DTYPES.get(x.device.type, (x.dtype,)) and has_kernel("relu_conv_norm", x)
+    if x.dim() == 5 and (not fused or on_cpu(x)):
+        each = zip(*(len(x) * [None] if t is None else t for t in (x, depthwise, pointwise, weight, bias)), strict=True)
+        layers = [relu_conv_norm(*tensors, stride=stride, dilation=dilation, eps=eps) for tensors in each]
+        y, mean, variance = (torch.stack(results) for results in zip(*layers, strict=True))
+        return y, mean, variance
+    if not fused:
         y, mean, variance = reference.relu_conv_norm(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-        return y.contiguous(memory_format=torch.channels_last), mean, variance
+        return channels_last(y), mean, variance
     y, _, statistics = torch.ops.pamkd.relu_conv_norm_forward(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-    mean, _, variance = statistics.detach()[:, : y.shape[1]]
+    mean, _, variance = statistics.detach().view(3, *x.shape[:-4], -1)[..., : y.shape[-3]]
     return y, mean, variance
 
 
@@ -81,8 +93,12 @@ def _check(
     check_numbers("relu_conv_norm", eps=eps)
     if eps <= 0:
         raise ValueError(f"relu_conv_norm: eps is {eps}; needed is a positive number")
+    if x.dim() == 5:
+        check_sets("relu_conv_norm", [x, pointwise, *(tensor for tensor in given.values() if tensor is not None)])
+        x, pointwise = x[0], pointwise[0]
+        depthwise, weight, bias = (t if t is None else t[0] for t in (depthwise, weight, bias))
     if x.dim() != 4:
-        raise ValueError(f"relu_conv_norm: x has shape {tuple(x.shape)}; needed is [n, c, h, w]")
+        raise ValueError(f"relu_conv_norm: x has shape {tuple(x.shape)}; needed is [n, c, h, w] or [m, n, c, h, w]")
     c = x.shape[1]
     if depthwise is None and (stride, dilation) != (1, 1):
         raise ValueError(f"relu_conv_norm: stride {stride} and dilation {dilation} without a depthwise convolution; needed is 1 and 1")
@@ -106,6 +122,10 @@ def _lanes(pointwise: Tensor) -> int:
 
 @torch.library.register_fake("pamkd::relu_conv_norm_forward", lib=LIB)
 def _(x, depthwise, pointwise, weight, bias, stride, dilation, eps):
+    if not on_cpu(x):
+        shape, statistics = relu_conv_norm_cuda.sizes(x, pointwise, stride)
+        rows = relu_conv_norm_cuda.maps_of(x.new_empty(shape), x)
+        return rows, x.new_empty(0), x.new_empty(statistics, dtype=accumulated(x.dtype))
     n, _, h, w = x.shape
     h, w = (h + stride - 1) // stride, (w + stride - 1) // stride
     y = x.new_empty(n, h, w, pointwise.shape[0]).permute(0, 3, 1, 2)
@@ -114,12 +134,11 @@ def _(x, depthwise, pointwise, weight, bias, stride, dilation, eps):
 
 @torch.library.register_fake("pamkd::relu_conv_norm_backward", lib=LIB)
 def _(grad, x, depthwise, pointwise, weight, z, statistics, stride, dilation, need):
-    n, c, h, w = x.shape
-    channels = pointwise.shape[0]
-    dx = x.new_empty(n, h, w, c).permute(0, 3, 1, 2) if need[0] else x.new_empty(0)
+    dx = x.new_empty(x.movedim(-3, -1).shape).movedim(-1, -3) if need[0] else x.new_empty(0)
     ddepthwise = x.new_empty(depthwise.shape) if need[1] else x.new_empty(0)
     dpointwise = x.new_empty(pointwise.shape) if need[2] else x.new_empty(0)
-    return dx, ddepthwise, dpointwise, x.new_empty(channels if need[3] else 0), x.new_empty(channels if need[4] else 0)
+    dweight, dbias = (x.new_empty((*x.shape[:-4], pointwise.shape[-4]) if needed else 0) for needed in need[3:])
+    return dx, ddepthwise, dpointwise, dweight, dbias
 
 
 def _setup(ctx, inputs, output):
@@ -140,11 +159,11 @@ torch.library.register_autograd("pamkd::relu_conv_norm_forward", _backward, setu
 
 
 @torch.library.register_vmap("pamkd::relu_conv_norm_forward", lib=LIB)
-def _(info, dims, x, depthwise, pointwise, weight, bias, *options):
+def _(info, dims, x, depthwise, pointwise, weight, bias, stride, dilation, eps):
     sets = weight_sets(info.batch_size, dims, x, depthwise, pointwise, weight, bias)
-    each = ([None if t is None else t[m] for t in sets] for m in range(info.batch_size))
-    layers = [torch.ops.pamkd.relu_conv_norm_forward(*tensors, *options) for tensors in each]
-    return tuple(torch.stack(results) for results in zip(*layers, strict=True)), (0, 0, 0)
+    y, mean, variance = relu_conv_norm(*sets, stride=stride, dilation=dilation, eps=eps)
+    # What lies between mean and variance is for the backward pass, which the call within keeps it for.
+    return (y, y.new_empty(0), torch.stack([mean, mean, variance], 1)), (0, None, 0)
 
 
 deny_double_backward("pamkd::relu_conv_norm_backward", "use pamkd.reference.relu_conv_norm.relu_conv_norm")
@@ -168,4 +187,4 @@ def _cropped(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-register(_cropped(relu_conv_norm), _cropped(reference.relu_conv_norm), _example, cpu="C++")
+register(_cropped(relu_conv_norm), _cropped(reference.relu_conv_norm), _example, cpu="C++", cuda="CUDA C++ and Triton")

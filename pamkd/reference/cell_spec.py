@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-# The position of a name is its code in `CellSpec.encode`: append, never reorder. `noise` is drawn by the caller (space S4).
+# The position of a name is its code in `CellSpec.encode`: append, never reorder. `noise` is drawn (space S4).
 OPERATIONS = (
     "none",
     "max_pool_3x3",

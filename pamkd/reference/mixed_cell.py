@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pamkd.reference.cell_spec import CellSpec
+from pamkd.reference.disturbance import Disturbance
 from pamkd.reference.relu_conv_norm import batch_norm, relu_conv_norm
 
 BN_EPS = 1e-5
@@ -27,15 +27,6 @@ def factorized_reduce(x: Tensor, conv_1: Tensor, conv_2: Tensor, norm: Callable[
     x = F.relu(x)
     shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1::2, 1::2]
     return norm(torch.cat([F.conv2d(x[:, :, ::2, ::2], conv_1), F.conv2d(shifted, conv_2)], 1))
-
-
-@dataclass(frozen=True)
-class Disturbance:
-    """What is drawn at random inside a cell; an edge without an entry is left alone."""
-
-    noise: Mapping[int, Tensor] = field(default_factory=dict)  # [n, op_channels, h', w'], the value of the operation `noise`
-    skip_masks: Mapping[int, Tensor] = field(default_factory=dict)  # factors of a stride-1 skip connection's values (dropout)
-    edge_masks: Tensor | None = None  # [edges, n, 1, 1, 1], factors of whole edges (drop-path)
 
 
 def operation(
@@ -88,14 +79,14 @@ def mixed_cell(
     of: dict[tuple[int, int], list[Tensor]] = {}
     for piece, values in zip(spec.weights, weights.split([piece.size for piece in spec.weights]), strict=True):
         of.setdefault((piece.edge, piece.op), []).append(values.view(piece.shape))
-    disturbance = disturbance or Disturbance()
+    disturbance = disturbance or Disturbance(0)
     edge = 0
     for node in range(spec.nodes):
         terms = []
         for source in range(spec.inputs + node):
             y = _edge(states[source], edge, of, mix[edge], spec, disturbance, layer, norm)
-            if disturbance.edge_masks is not None:
-                y = y * disturbance.edge_masks[edge]
+            if disturbance.drop_path:
+                y = y * disturbance.edge_mask(edge, y)
             terms.append(y)
             edge += 1
         states.append(functools.reduce(torch.add, terms))
@@ -117,9 +108,12 @@ def _edge(
     terms = []
     for i, name in enumerate(spec.candidates[edge]):
         own = of.get((edge, i), [])
-        y = disturbance.noise[edge] if name == "noise" else operation(name, head, stride, own, spec.pool_norm, layer, norm)
-        if name == "skip_connect" and edge in disturbance.skip_masks:
-            y = y * disturbance.skip_masks[edge]
+        if name == "noise":
+            y = disturbance.noise(edge, head[:, :, ::stride, ::stride])
+        else:
+            y = operation(name, head, stride, own, spec.pool_norm, layer, norm)
+        if name == "skip_connect" and stride == 1 and disturbance.skip_dropout:
+            y = y * disturbance.skip_mask(edge, y)
         terms.append(mix[i] * y)
     y = functools.reduce(torch.add, terms) if terms else operation("none", head, stride, [])
     if spec.partial == 1:

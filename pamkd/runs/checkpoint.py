@@ -32,7 +32,10 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as other files of the run; save_file lets nobody else read its own
         save_file(tensors, temporary, header)
+        os.chmod(temporary, mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if path.exists():
@@ -41,7 +44,7 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         _sync_folder(path.parent)
     except (SafetensorError, OSError) as error:  # the first wraps the operating system's message
         what = f"could not write {path}: {error}; the previous checkpoint is intact"
-        raise OSError(f"{what}: make room, then continue with --resume") from error
+        raise OSError(f"{what}: make room there or make it writable, then continue with --resume") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -78,7 +81,7 @@ def _take(path: Path, take: Callable[[dict[str, Tensor], dict[str, Any]], T]) ->
         return take(*found)
     except CheckpointError:
         raise
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"checkpoint {path} does not hold what this run needs ({what}): it belongs to another") from error
 

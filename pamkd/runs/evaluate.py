@@ -23,7 +23,7 @@ from pamkd.runs.export import save_network, weights_name
 from pamkd.runs.folder import CHECKPOINT, continued, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
-from pamkd.runs.numerics import with_numerics
+from pamkd.runs.numerics import check_device, with_numerics
 from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import EvaluationOutput, multiply_adds, share_batches
@@ -233,7 +233,7 @@ class _State:
         self.loss_sum = self.seconds = 0.0
 
     def train(self, images: Tensor, labels: Tensor) -> float:
-        """One step. Raises Diverged before a weight changes when the loss is not finite."""
+        """One step. Raises Diverged before a weight changes when the loss or the gradient is not finite."""
         config, seed = self.config, self.config.seeds[self.place]
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(self.epoch)
@@ -245,21 +245,24 @@ class _State:
         total = loss
         if output.auxiliary is not None:
             total = loss + config.auxiliary * F.cross_entropy(output.auxiliary, labels, label_smoothing=config.label_smoothing)
-        value = total.item()
-        if not math.isfinite(value):
-            where = f"with seed {seed} in epoch {self.epoch} step {self.step}"
-            raise Diverged(f"the training loss is {value} {where}: lower the learning rate or the clipping norm")
+        value = self._finite("training loss", total)
         self.optimizer.zero_grad()
         total.backward()
         self._sum_columns()
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        self._finite("norm of the gradient", torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip or math.inf))
         self.optimizer.step()
         self.step += 1
         self.images += len(labels)
         self.loss_sum += loss.item() * len(labels)
         self.correct += int((output.logits.argmax(1) == labels).sum())
         return value
+
+    def _finite(self, term: str, value: Tensor) -> float:
+        number = value.item()
+        if not math.isfinite(number):
+            where = f"with seed {self.config.seeds[self.place]} in epoch {self.epoch} step {self.step}"
+            raise Diverged(f"the {term} is {number} {where}: lower the learning rate or the clipping norm")
+        return number
 
     @torch.no_grad()
     def _sum_columns(self) -> None:
@@ -353,6 +356,7 @@ class _State:
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """`pamkd evaluate`: load dataset and genotype, train and test with each seed, write the folder and print the result."""
+    check_device(config.device)
     genotype = find_genotype(config)
     train, test = (
         load_dataset(config.dataset, config.data, train=part, image_size=config.image_size, download=config.download)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pamkd.runs.evaluate_config import EvaluateConfig
-from pamkd.runs.options import CONFIG_NAME, read_config
+from pamkd.runs.options import CONFIG_NAME, read_config, value_of
 
 # DARTS (Liu et al. 2019), the settings under which the paper compares: 600 epochs of 36 channels and 20 cells.
 _CIFAR10 = EvaluateConfig(dataset="cifar10", data=Path("data"), crop_padding=4)
@@ -123,11 +123,11 @@ def arguments(argv: Sequence[str]) -> list[str]:
     folder.
     """
     argv = list(argv)
-    run, file = _value(argv, "--run"), _value(argv, "--config")
+    run, file = value_of(argv, "--run"), value_of(argv, "--config")
     said = read_config(Path(file)) if file is not None else {}
 
     def given(option: str) -> Any:
-        return _value(argv, "--" + option.replace("_", "-")) or said.get(option)
+        return value_of(argv, "--" + option.replace("_", "-")) or said.get(option)
 
     run = run or said.get("run")
     implied: list[str] = []
@@ -149,12 +149,3 @@ def arguments(argv: Sequence[str]) -> list[str]:
     if preset and file is None and "--resume" not in argv and not given("preset"):
         implied += ["--preset", preset]
     return implied + argv
-
-
-def _value(argv: list[str], option: str) -> str | None:
-    for i, word in enumerate(argv):
-        if word == option and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(option + "="):
-            return word.split("=", 1)[1]
-    return None

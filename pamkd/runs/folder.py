@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pamkd.distributed import Mesh
 from pamkd.runs import checkpoint
-from pamkd.runs.logs import write_json
-from pamkd.runs.manifest import launcher, manifest
+from pamkd.runs.logs import naming, write_json
+from pamkd.runs.manifest import launchers, manifest
 from pamkd.runs.options import CONFIG_NAME, RunOptions, save_config
 
 CHECKPOINT = Path("checkpoints") / "last.safetensors"
@@ -29,20 +29,23 @@ def open_folder(config: RunOptions, facts: dict[str, Any]) -> None:
                 f"{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another --out"
             )
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MANIFEST, manifest(config.device) | facts)
     save_config(config, folder / CONFIG_NAME)
 
 
 def continued(config: Options, mesh: Mesh) -> Options:
-    """The configuration of processes that torchrun has started again: they go on with the run that its first ones began.
+    """The configuration of processes that torchrun has started again, or SLURM a job: they go on with the run that the first ones began.
 
     A run that another command began is left alone, as in a first start.
     """
-    if config.out is None or config.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+    again = {count: name for count, name in launchers().items() if os.environ.get(count, "0") != "0"}
+    if config.out is None or config.resume or not again:
         return config
     path = config.out / MANIFEST
-    ours = path.is_file() and json.loads(path.read_text())["launcher"] == launcher()
+    begun_by = json.loads(path.read_text()).get("launchers", {}) if path.is_file() else {}
+    ours = any(begun_by.get(count) == name for count, name in again.items())
     ours, begun = mesh.world.objects((ours, from_checkpoint(config)))[0]  # the launcher is the main process's
     return begun if ours else config
 

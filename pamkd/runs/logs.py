@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -73,12 +74,15 @@ def _summary_writer(folder: Path) -> Any:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError, of a full disk above all, says which file could not be written, and what to do."""
+    """An OSError says which file or folder could not be written, and what to do."""
     try:
         yield
     except OSError as error:
-        what = error.strerror or error
-        raise OSError(f"could not write {path}: {what}; make room, then continue with --resume from the last checkpoint") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        then = (
+            "make room, then continue with --resume from the last checkpoint" if full else "choose a place that can be written to (--out)"
+        )
+        raise OSError(f"could not write {path}: {error.strerror or error}; {then}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

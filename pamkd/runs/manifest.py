@@ -26,15 +26,20 @@ def manifest(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": f"{device} ({name})",
         "threads": torch.get_num_threads(),
-        "launcher": launcher(),
+        "launchers": launchers(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def launcher() -> list[str | int] | None:
-    """Host and process id of the torchrun that started this process, the same for those that it starts again; None without one."""
-    return [platform.node(), os.getppid()] if "TORCHELASTIC_RUN_ID" in os.environ else None
+def launchers() -> dict[str, Any]:
+    """What starts a process again that has ended, each with what stays the same then: torchrun its host and process id, SLURM the job."""
+    found: dict[str, Any] = {}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        found["TORCHELASTIC_RESTART_COUNT"] = [platform.node(), os.getppid()]
+    if "SLURM_JOB_ID" in os.environ:
+        found["SLURM_RESTART_COUNT"] = os.environ["SLURM_JOB_ID"]
+    return found
 
 
 def commit() -> str | None:

@@ -10,16 +10,29 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from pamkd.runs.errors import OptionError
 from pamkd.runs.options import RunOptions
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
+def check_device(name: str) -> None:
+    """Raises OptionError where PyTorch does not know the device or does not find it here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"device is {name!r}: needed is cpu, cuda, cuda:1 or another device of PyTorch") from error
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        found = f"{count or 'no'} CUDA device{'' if count == 1 else 's'}"
+        raise OptionError(f"device is {name!r}: PyTorch {torch.__version__} finds {found} here; take another --device, such as cpu")
+
+
 @contextmanager
 def numerics(config: RunOptions) -> Iterator[None]:
     """`config.threads` threads, TF32 products only where `config.tf32`, and algorithms that give the same bits each time where
-    `config.deterministic`."""
+    `config.deterministic`. Raises OptionError where the device is not here."""
+    check_device(config.device)
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     filling: Any = torch.utils.deterministic  # whose attribute type checkers do not see
     threads, tf32 = torch.get_num_threads(), (matmul.allow_tf32, cudnn.allow_tf32)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal
 
 import tyro
@@ -19,6 +22,7 @@ from pamkd.runs.logs import write_atomically
 DatasetName = Literal["digits", "cifar10", "cifar100", "imagenet16-120", "imagenet", "folder"]
 
 CONFIG_NAME = "config.yaml"  # in a run folder
+OF_THE_COMMAND = ("resume", "overwrite")  # what a command does with the folder: no part of what is saved there
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
 FREE = (
@@ -81,6 +85,8 @@ class RunOptions:
     """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():  # the command line has seen to it, the library's users may not
+            self.require(_is(getattr(self, name), kind), name, _words(kind))
         self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
         self.require(self.threads > 0 or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
         alone = not (self.download and started_with_others())
@@ -104,6 +110,31 @@ class RunOptions:
             raise OptionError(f"{name} is {getattr(self, name)!r}: needed is {what}")
 
 
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type that options have."""
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    if outer is Literal:
+        return isinstance(value, str) and value in inner
+    if outer in (typing.Union, UnionType):
+        return any(_is(value, part) for part in inner)
+    if outer is tuple:
+        return isinstance(value, tuple) and all(_is(part, inner[0]) for part in value)
+    return isinstance(value, {int: Integral, float: Real}.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
+
+
+def _words(kind: Any) -> str:
+    """A type of options in words."""
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    if outer is Literal:
+        return f"one of {', '.join(inner)}"
+    if outer in (typing.Union, UnionType):
+        return " or ".join(map(_words, inner))
+    if outer is tuple:
+        return f"a tuple, each entry {_words(inner[0])}"
+    simple = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", Path: "a pathlib.Path", NoneType: "None"}
+    return simple[kind]
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The options of a configuration as plain values, under the names of the command line and of YAML files."""
     return {_option(field): _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -125,7 +156,9 @@ def first_difference(config: Any, saved: Mapping[str, Any], free: Sequence[str] 
 
 
 def save_config(config: Any, path: Path) -> None:
-    write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Write the options as YAML, in one step."""
+    options = {name: value for name, value in to_dict(config).items() if name not in OF_THE_COMMAND}
+    write_atomically(path, yaml.safe_dump(options, sort_keys=False))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -144,7 +177,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def as_arguments(kind: type, values: dict[str, Any], where: str) -> list[str]:
-    """Options as command-line words, so that a file's values are checked exactly as typed ones are."""
+    """Options as command-line words, so that a file's values are checked exactly as typed ones are. Raises ValueError for unknown ones."""
     fields = {_option(field): field for field in dataclasses.fields(kind)}
     words: list[str] = []
     for name, value in values.items():
@@ -164,24 +197,37 @@ def parse(kind: type, argv: Sequence[str], presets: Mapping[str, Any], prog: str
     """A configuration from the command line: a preset, then a YAML file (`--config`), then the options given.
 
     `about` is what `--help` says of the command, by default what the options' class says of itself.
-    With `--resume` the saved configuration of the run in `--out` takes the place of the preset.
+    With `--resume` the saved configuration of the run in `--out` takes the place of the preset. Raises ValueError or OptionError for
+    what cannot be used, and SystemExit, after a text, as the command-line parser does.
     """
     argv = list(argv)
     preset, config = _take(argv, "--preset"), _take(argv, "--config")
     if preset is not None and preset not in presets:
         raise ValueError(f"unknown preset {preset!r}; known are {', '.join(presets)}")
     words: list[str] = []
-    if "--resume" in argv and "--out" in argv[:-1]:
-        saved = Path(argv[argv.index("--out") + 1]) / CONFIG_NAME
+    out = value_of(argv, "--out")
+    if "--resume" in argv and out is not None:
+        saved = Path(out) / CONFIG_NAME
         if not saved.is_file():
             raise ValueError(f"--resume: there is no run in {saved.parent} ({CONFIG_NAME} is missing); start it without --resume")
-        words += as_arguments(kind, read_config(saved), str(saved))
+        values = {name: value for name, value in read_config(saved).items() if name not in OF_THE_COMMAND}
+        words += as_arguments(kind, values, str(saved))
     if config is not None:
         words += as_arguments(kind, read_config(Path(config)), f"configuration file {config}")
     description = f"{about or kind.__doc__}\n\n"
     description += f"Also: --preset NAME ({', '.join(presets)}) and --config FILE.yaml, which options given here override."
     description += f" The defaults below are those of the preset {preset}." if preset else ""
     return tyro.cli(kind, args=words + argv, default=presets[preset] if preset else kind(), prog=prog, description=description)
+
+
+def value_of(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option among the words of a command line, None where it is not given."""
+    for i, word in enumerate(argv):
+        if word == option and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(option + "="):
+            return word.split("=", 1)[1]
+    return None
 
 
 def _take(argv: list[str], option: str) -> str | None:

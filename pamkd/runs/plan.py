@@ -13,6 +13,7 @@ from typing import Any
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import OptionError
 from pamkd.runs.memory import available, gigabytes
+from pamkd.runs.numerics import check_device
 from pamkd.runs.options import to_dict
 
 ROOM = 0.9  # of what is available: the model's error
@@ -114,6 +115,7 @@ def plan(config: SearchConfig) -> Plan:
 
     Raises ValueError where the steps themselves fail or do not fit.
     """
+    check_device(config.device)
     there = available(config.device)
     least, batch = smallest_batch(config), config.batch_size
     small = max(least, -(-batch // 8))

@@ -16,6 +16,7 @@ from pamkd.runs.evaluate import Evaluation
 from pamkd.runs.evaluate_config import EvaluateConfig
 from pamkd.runs.folder import open_folder
 from pamkd.runs.logs import write_json
+from pamkd.runs.numerics import check_device
 from pamkd.runs.options import RunOptions
 from pamkd.runs.search import build_supernet
 from pamkd.runs.search_data import load_halves
@@ -115,6 +116,7 @@ def run(config: RandomConfig) -> tuple[RandomConfig, RandomResult]:
     """`pamkd random`: load the dataset, cut its training half, search, and write the run folder. The test set is not read."""
     out = config.out or Path("runs") / f"random-{config.space}-{config.dataset}-{config.seed}"
     config = dataclasses.replace(config, out=out)
+    check_device(config.device)
     data = load_halves(config, config.seed, config.train_portion)
     open_folder(config, {"seed": config.seed} | data.facts)
     sizes = {"classes": len(data.train.classes), "image_channels": data.train.image_shape[0]}

@@ -25,7 +25,7 @@ from pamkd.runs.folder import CHECKPOINT, continued, open_folder
 from pamkd.runs.interrupt import interruptible
 from pamkd.runs.logs import Metrics, Progress, Stopwatch, write_json
 from pamkd.runs.memory import warn_if_short
-from pamkd.runs.numerics import with_numerics
+from pamkd.runs.numerics import check_device, with_numerics
 from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
@@ -208,12 +208,9 @@ class Search:
                 self._save(state)
 
     def _diverged(self, state: SearchState, step: Step, error: Diverged, metrics: Metrics, progress: Progress) -> None:
-        """Keep the step in a bundle and note that it is skipped. Raises Diverged where the search shall not or cannot go on,
-        and always, without a bundle, in several processes."""
+        """Keep the step in a bundle and note that it is skipped. Raises Diverged where the search shall not or cannot go on."""
         config, place = self.config, f"epoch {state.epoch + 1} step {state.step}"
         why = f"{place}: {error}"
-        if state.mesh.world.size > 1:  # the others do not know of it
-            raise Diverged(why) from error
         if config.out is not None:
             bundle.save(config.out / bundle.BUNDLE, state, step, str(error))
             why += f" (pamkd replay {config.out / bundle.BUNDLE} takes the step again)"
@@ -299,6 +296,7 @@ def default_out(config: SearchConfig) -> SearchConfig:
 
 def search(config: SearchConfig) -> SearchResult:
     """`pamkd search`: load the dataset, cut its training half, run, and write the run folder. The test set is not read."""
+    check_device(config.device)
     data = load_halves(config, config.seed, config.train_portion)
     return Search(config).run(data.train, data.valid, augment=data.augment, plain=data.plain, facts=data.facts)
 
@@ -313,10 +311,10 @@ def build_supernet(config: SearchConfig, classes: int, image_channels: int) -> S
         raise OptionError(f"space_options are {list(config.space_options)}: space {config.space} does not take them ({error})") from error
     drawing = "one that draws nothing within a step with --cuda-graphs"
     config.require(not (config.cuda_graphs and supernet.stochastic), "space", drawing)
-    alike = config.transfer != "l2w" or supernet.stages == 1 or config.learners == 1
-    config.require(alike, "transfer", f"another one for space {config.space}: learners differ in size after its first stage")
     alone = "another one with --stacked True: passes of this one draw numbers, each learner its own"
     config.require(not (config.stacked and supernet.stochastic), "space", alone)
+    alike = config.transfer != "l2w" or supernet.stages == 1 or config.learners == 1
+    config.require(alike, "transfer", f"another one for space {config.space}: learners differ in size after its first stage")
     config.require(config.epochs % supernet.stages == 0, "epochs", f"a multiple of {supernet.stages}, the stages of space {config.space}")
     warmup = config.warmup_v_epochs + config.warmup_w_epochs
     config.require(warmup < config.epochs // supernet.stages, "epochs", "more epochs in each stage than both warm-ups take together")
@@ -370,8 +368,6 @@ def _check_mesh(config: SearchConfig, mesh: Mesh) -> None:
     config.require(processes == 1 or config.hypergradient == "finite", "hypergradient", f"finite {one}")
     config.require(processes == 1 or not config.cuda_graphs, "cuda_graphs", f"False {one}")
     config.require(not (columns > 1 and config.sync_batch_norm and config.stacked), "stacked", "False or none with --sync-batch-norm")
-    skips = config.on_divergence == "skip"
-    config.require(processes == 1 or not skips, "on_divergence", "stop with several processes: one cannot skip what others do not")
 
 
 def _check_same(config: SearchConfig, folder: Path) -> None:

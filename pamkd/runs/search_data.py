@@ -10,6 +10,8 @@ from pamkd.runs.options import RunOptions
 
 
 class SearchData(NamedTuple):
+    """Both halves of a training set, and what is done with their pictures."""
+
     train: ImageDataset  # trains weights
     valid: ImageDataset  # validates, and trains architectures
     augment: Augment
@@ -18,6 +20,7 @@ class SearchData(NamedTuple):
 
 
 def load_halves(config: RunOptions, seed: int, train_portion: float) -> SearchData:
+    """The training set of the options, cut by the seed: `train_portion` of it trains weights. Raises as `load_dataset`."""
     dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
     train, valid = halves(dataset.labels, seed, IMAGENET_SHARES if config.dataset == "imagenet" else train_portion)
     augment, plain = augmentations(config, dataset)

@@ -18,7 +18,7 @@ from pamkd.runs.errors import CheckpointError
 from pamkd.runs.method import method_of
 from pamkd.runs.options import first_difference, fixed
 from pamkd.spaces.supernet import Moment, Supernet
-from pamkd.trilevel.finite import Diverged
+from pamkd.trilevel.finite import Diverged, Watch
 from pamkd.trilevel.passes import Batch
 
 
@@ -42,6 +42,8 @@ class SearchState:
         """Fresh learners over a supernet in its first stage; `learners` are those that live in this process."""
         self.mesh = mesh or Mesh()
         self.config, self.method = config, method_of(config, self.mesh.rows)
+        if self.mesh.world.size > 1:  # none leaves a step in whose middle others wait for it
+            self.method.passes.watch = Watch(later=True, exchanges=self.mesh.rows.group.calls.total)
         self._step = GraphedStep(self.method) if config.cuda_graphs else self.method.step
         self.here = range(self.mesh.rows.group.rank, config.learners, self.mesh.rows.group.size)
         self.learners = [self._fresh(k, supernet, supernet.init_alphas(generator(config.seed, "alphas", k))) for k in self.here]
@@ -74,9 +76,10 @@ class SearchState:
             learner.network = learner.network.at(Moment(epoch, self.stage_epochs, seed, columns))
 
     def take(self, step: Step) -> StepReport:
-        """One step of every learner: weights, then architectures. Raises Diverged, all being again as before the step."""
+        """One step of every learner: weights, then architectures. Raises Diverged, in all processes alike, all being again as before."""
         self.begin("step", step.number, self.mesh.columns)
         before, method = [dataclasses.replace(learner) for learner in self.learners], self.method.state()
+        diverged = None
         try:
             report, hypergradient = self._step(
                 self.learners,
@@ -86,10 +89,12 @@ class SearchState:
                 phase=step.phase,
                 seed=derived_seed(self.config.seed, "groups", step.number),
             )
-        except Diverged:
+        except Diverged as error:
+            diverged = error
+        if self.mesh.any(diverged is not None):
             self.learners[:] = before
             self.method.load(method)
-            raise
+            raise min(filter(None, self.mesh.world.objects(diverged)), key=lambda error: error.after)
         if hypergradient is not None:
             self.update_alphas(hypergradient)
         return report
@@ -175,24 +180,37 @@ class SearchState:
             name, was, now = different
             raise CheckpointError(f"the checkpoint was written with {name} {was!r}, not {now!r}: resume with the same options")
         for name in self.PLACE:
-            setattr(self, name, meta.get(name, getattr(self, name)))  # earlier versions did not skip
-        self._sums = {name: tensors[f"sums.{name}"] for name in self.SUMS}
+            now = getattr(self, name)
+            setattr(self, name, type(now)(meta.get(name, now)))  # earlier versions did not skip
+        self._sums = {name: alike(tensors, f"sums.{name}", value) for name, value in self._sums.items()}
         for i, (k, learner) in enumerate(zip(self.here, self.learners, strict=True)):
             network = learner.network.restructured(meta["structures"][k])
-            values = {name: tensors[f"learner.{k}.{name}"].to(self.config.device) for name in learner.tensors}
-            if len(values["w"]) != network.num_weights:
-                raise CheckpointError(f"the checkpoint has {len(values['w'])} weights, not the {network.num_weights} of this supernet")
+            expected = self._fresh(k, network, network.init_alphas(generator(self.config.seed, "alphas", k))).tensors
+            values = {name: alike(tensors, f"learner.{k}.{name}", value).to(self.config.device) for name, value in expected.items()}
             self.learners[i] = SupernetLearner(network, **values, number=k)
             self.learners[i].alphas.requires_grad_()
         self.method.start(self.learners)
+        for name, value in self.method.state().items():
+            alike(tensors, f"method.{name}", value)
         self.method.load({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})
         self.optimizer = self._adam()
         for k, learner in zip(self.here, self.learners, strict=True):
             prefix = f"adam.{k}."
             adam = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if adam:
+                for name, value in (("exp_avg", learner.alphas), ("exp_avg_sq", learner.alphas), ("step", torch.zeros(()))):
+                    alike(adam, name, value)
                 state = {name: value if name == "step" else value.to(self.config.device) for name, value in adam.items()}
                 self.optimizer.state[learner.alphas] = state
+
+
+def alike(tensors: dict[str, Tensor], name: str, expected: Tensor) -> Tensor:
+    """A tensor of a checkpoint. Raises CheckpointError where it has not the shape and the dtype of what a run has there."""
+    found = tensors[name]
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        now = f"{expected.dtype} {tuple(expected.shape)}"
+        raise CheckpointError(f"the checkpoint has {name} as {found.dtype} {tuple(found.shape)}, not the {now} of this supernet")
+    return found
 
 
 def copied(old: Tensor, source: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ class Dirichlet(Staged):
             )
         self.partials, self.keep, self.kl, self.stages = tuple(partials), tuple(keep), kl, len(partials)
         super().__init__(**options)
+        if any(not isinstance(k, int) or not 1 <= k <= before or self.channels % k for before, k in pairwise(self.partials)):
+            raise ValueError(f"partials are {list(partials)}: needed are falling divisors of the number of channels, {self.channels}")
+        counts = [len(self.candidates(False)[0]), *self.keep]
+        if any(not isinstance(count, int) or not 1 <= count <= before for before, count in pairwise(counts)):
+            raise ValueError(f"keep is {list(keep)}: needed are falling numbers of operations, {counts[0]} at most and 1 at least")
 
     @property
     def stochastic(self) -> bool:
@@ -82,6 +88,7 @@ class DrNasTopology(Dirichlet, NasBench201):
 
 
 def concentration(alphas: Tensor) -> Tensor:
+    """elu(alpha) + 1, the parameters of the Dirichlet distributions, above 0."""
     return F.elu(alphas) + 1
 
 

@@ -23,6 +23,8 @@ AUXILIARY = "auxiliary_head"  # its parameters are not counted: they are used in
 
 
 class EvaluationOutput(NamedTuple):
+    """What a network that is trained by itself says of a batch."""
+
     logits: Tensor  # [n, classes]
     auxiliary: Tensor | None  # [n, classes] in training with an auxiliary head
 
@@ -104,6 +106,8 @@ class EvaluationNetwork(nn.Module):
 
         In training every branch but an identity is dropped for each image with probability `drop_path` and divided by
         1 - drop_path otherwise. `generator` (default: PyTorch's own) draws that, and what `noise` operations add.
+
+        Raises ValueError for images of another shape.
         """
         if images.dim() != 4 or images.shape[1] != self.image_channels or min(images.shape[2:]) < MIN_IMAGE_SIZE:
             needed = f"[n, {self.image_channels}, h, w] with h and w at least {MIN_IMAGE_SIZE}"
@@ -309,7 +313,10 @@ class AuxiliaryHead(nn.Module):
 
 
 def operation(name: str, channels: int, stride: int) -> nn.Module:
-    """One operation of a genotype on `channels` channels, BatchNorm with affine parameters; pools have none here."""
+    """One operation of a genotype on `channels` channels, BatchNorm with affine parameters; pools have none here.
+
+    Raises ValueError for a name that no genotype has.
+    """
     if name == "max_pool_3x3":
         return nn.MaxPool2d(3, stride, 1)
     if name == "avg_pool_3x3":

@@ -12,6 +12,8 @@ ALIGNMENT = 16  # elements: 64 bytes of float32, a cache line and an AVX-512 reg
 
 
 class Entry(NamedTuple):
+    """A tensor's place in the buffer."""
+
     name: str
     shape: tuple[int, ...]
     offset: int  # in elements
@@ -41,7 +43,10 @@ class Layout:
         return sum(entry.size for entry in self.entries)
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of `flat [size]` by name. Differentiable: one split, whose backward pass is one concatenation."""
+        """Views of `flat [size]` by name. Differentiable: one split, whose backward pass is one concatenation.
+
+        Raises ValueError for a buffer of another shape.
+        """
         if flat.shape != (self.size,):
             raise ValueError(f"weights have shape {tuple(flat.shape)}; this supernet's flat buffer has shape ({self.size},)")
         return {entry.name: piece.view(entry.shape) for entry, piece in zip(self.entries, flat.split(self._sizes)[::2], strict=True)}

@@ -30,6 +30,9 @@ class PDarts(Staged, Darts):
     def __init__(self, *, growth: int = 6, dropout: Sequence[float] = (0.1, 0.4, 0.7), skips: int = 2, **options: Any) -> None:
         if len(dropout) != self.stages or not all(0 <= p < 1 for p in dropout):
             raise ValueError(f"dropout is {dropout!r}: needed are {self.stages} numbers of 0 or more and below 1, one for each stage")
+        for name, value in (("growth", growth), ("skips", skips)):
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} is {value!r}: needed is a whole number of 0 or more")
         self.growth, self.dropout, self.skips = growth, tuple(dropout), skips
         super().__init__(**options)
 

@@ -32,6 +32,8 @@ SKIP_WEIGHT, GROUP_WEIGHT, PATH_WEIGHT, THRESHOLD = 0.01, 0.005, 0.005, 0.2
 
 
 class Gates(NamedTuple):
+    """The gates of a step, and which of them are open."""
+
     values: Tensor  # [2, 14, 8], differentiable
     selected: Tensor  # [2, 14, 8] of 0 and 1, `ACTIVE` ones on every edge
 

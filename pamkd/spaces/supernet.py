@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pamkd.data.randomness import generator
+from pamkd.data.randomness import derived_seed, generator
 from pamkd.distributed import WHOLE, Columns
 from pamkd.ops.disturbed_cell import disturbed_cell
 from pamkd.ops.mixed_cell import mixed_cell
 from pamkd.ops.relu_conv_norm import relu_conv_norm
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import Disturbance, factorized_reduce
+from pamkd.reference.disturbance import Disturbance
+from pamkd.reference.mixed_cell import factorized_reduce
 from pamkd.reference.mixed_cell import mixed_cell as reference_mixed_cell
 from pamkd.reference.relu_conv_norm import relu_conv_norm as reference_relu_conv_norm
-from pamkd.spaces.disturbance import draw_disturbance
 from pamkd.spaces.layout import Layout
 
 if TYPE_CHECKING:
@@ -45,11 +45,15 @@ class Moment:
 
 
 class Output(NamedTuple):
+    """What a network says of a batch."""
+
     logits: Tensor  # [n, classes]
     embedding: Tensor  # [n, d], the pooled feature before the classifier
 
 
 class Cell(NamedTuple):
+    """A cell of the network and what enters it."""
+
     spec: CellSpec
     reduce_s0: bool  # the previous cell was a reduction: s0 is twice as large as s1
     in_channels: tuple[int, ...]  # of the states that enter
@@ -99,6 +103,8 @@ class Supernet(ABC):
     ) -> None:
         if channels < 2 or channels % 2:
             raise ValueError(f"channels is {channels}: a supernet needs an even number of at least 2 (FactorizedReduce halves it)")
+        if not isinstance(self.partial, int) or self.partial < 1:
+            raise ValueError(f"partial is {self.partial!r}: needed is a whole number of 1 (all channels) or more")
         if channels % self.partial:
             raise ValueError(f"channels is {channels}: partial channels need a multiple of {self.partial}")
         if cells < self.min_cells:
@@ -280,12 +286,14 @@ class Supernet(ABC):
 
         return Output(*self._whole_batch(outputs, images, weights, alphas))
 
-    def stacks_with(self, other: Supernet) -> bool:
+    def stacks_with(self, other: object) -> bool:
         """Whether one call of `forward` computes both networks: they are the same at this moment, and their passes draw nothing."""
-        alike = type(self) is type(other) and self.cells == other.cells and self._eager == other._eager
-        alike = alike and self._mixtures is other._mixtures
-        moments = [dataclasses.replace(network.moment, seed=0) for network in (self, other)]
-        return alike and moments[0] == moments[1] and not self.stochastic and not self.moment.columns.synchronised
+        if not isinstance(other, Supernet) or type(self) is not type(other) or self.stochastic or self.moment.columns.synchronised:
+            return False
+        if self._mixtures is not None or other._mixtures is not None:
+            return False
+        one, two = ((network.cells, network._eager, dataclasses.replace(network.moment, seed=0)) for network in (self, other))
+        return one == two
 
     def _whole_batch(self, part: Callable[..., tuple[Tensor, ...]], images: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         """part(this column's images, *parameters) [n, ...] -> of all images, with the dimension of weight sets that parameters have."""
@@ -339,8 +347,7 @@ class Supernet(ABC):
         return s1
 
     def _relu_conv_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        # The operation has a kernel on the CPU alone; elsewhere its composition would take the statistics too, which nobody reads here.
-        if self._composed or x.device.type != "cpu":
+        if self._composed:
             return self.moment.columns.batch_norm(F.conv2d(F.relu(x), weight))
         return relu_conv_norm(x, None, weight)[0]
 
@@ -353,9 +360,12 @@ class Supernet(ABC):
         return s0, self._affine_norm(F.conv2d(F.relu(s0), views["stem1.1.weight"], stride=2, padding=1), views, "stem1.2")
 
     def draws(self, i: int, state: Tensor) -> Disturbance | None:
-        """What is drawn inside cell i in this step, for input states like `state`."""
-        random, columns = self.random("cell", i), self.moment.columns
-        return draw_disturbance(self.cells[i].spec, state, random, self.skip_dropout, self.drop_path_rate, columns)
+        """What is drawn inside cell i in this step, for input states like `state`; None where nothing is."""
+        spec, dropout, drop_path = self.cells[i].spec, self.skip_dropout, self.drop_path_rate
+        used = {name for edge, names in enumerate(spec.candidates) for name in names if name != "skip_connect" or spec.stride(edge) == 1}
+        if not (drop_path or "noise" in used or (dropout and "skip_connect" in used)):
+            return None
+        return Disturbance(derived_seed(self.moment.seed, "cell", i), dropout, drop_path, self.moment.columns.first(len(state)))
 
     def _cell(self, i: int, left: Tensor, right: Tensor | None, weights: Tensor, mix: Tensor) -> Tensor:
         spec, disturbance = self.cells[i].spec, self.draws(i, left)

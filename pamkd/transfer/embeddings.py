@@ -15,7 +15,9 @@ class Embeddings(Instances):
     """mean_x ||e(x; W_k) - e(x; V_j)||^2 / d."""
 
     def publish(self, output: Output, weights: Tensor, context: None) -> Tensor:
+        """[n, d]."""
         return output.embedding
 
     def loss(self, published: Tensor, output: Output, weights: Tensor, context: None) -> Tensor:
+        """published [K, n, d] -> [K]."""
         return (published - output.embedding).square().mean((1, 2))

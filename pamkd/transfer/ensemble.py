@@ -97,9 +97,11 @@ class Ensemble:
         return batch.labels
 
     def publish(self, output: Output, weights: Tensor, context: Tensor) -> Tensor:
+        """[n, classes]."""
         return output.logits
 
     def loss(self, published: Tensor, output: Output, weights: Tensor, context: Tensor) -> Tensor:
+        """published [K, n, classes] -> [K], K times the same."""
         teacher, _ = ensemble(self.rule, published, context, self.shares, self.temperature)
         return (self.temperature**2 * divergence(teacher, output.logits, self.temperature)).expand(len(published))
 

@@ -16,6 +16,8 @@ from pamkd.trilevel.passes import Batch
 
 
 class Groups(NamedTuple):
+    """Pairs of groups of rows of a batch."""
+
     x: Tensor  # [pairs, R] row indices
     y: Tensor  # [pairs, R]
 
@@ -52,6 +54,7 @@ class GroupRelativeSimilarity:
         return hinge / len(context.x) if self.reduction == "mean" else hinge
 
     def twice_differentiable(self) -> GroupRelativeSimilarity:
+        """The same over `pamkd.reference`."""
         twin = copy.copy(self)
         twin._ops = reference
         return twin

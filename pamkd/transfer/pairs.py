@@ -30,10 +30,12 @@ class Pairs(Instances):
         return sample_rows(count, 2, self.pairs or count, seed, batch.images.device)
 
     def publish(self, output: Output, weights: Tensor, context: Tensor) -> Tensor:
+        """[pairs], the cosine of each pair."""
         x, y = (output.embedding[rows] for rows in context.T)
         return F.cosine_similarity(x, y)
 
     def loss(self, published: Tensor, output: Output, weights: Tensor, context: Tensor) -> Tensor:
+        """published [K, pairs] -> [K]."""
         threshold = published.sort(1).values[:, (published.shape[1] - 1) // 2, None]  # the median's own kernel is not deterministic
         alike = (published >= threshold).to(published)
         student = (self.publish(output, weights, context) - threshold) / self.temperature

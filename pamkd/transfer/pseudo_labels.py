@@ -18,7 +18,9 @@ class PseudoLabels(Instances):
     temperature: float = 1.0
 
     def publish(self, output: Output, weights: Tensor, context: None) -> Tensor:
+        """[n, classes]."""
         return output.logits
 
     def loss(self, published: Tensor, output: Output, weights: Tensor, context: None) -> Tensor:
+        """published [K, n, classes] -> [K]."""
         return divergence(published, output.logits[None], self.temperature)

@@ -29,8 +29,10 @@ class Triplets(Instances):
         return sample_rows(count, 3, self.pairs or count, seed, batch.images.device)
 
     def publish(self, output: Output, weights: Tensor, context: Tensor) -> Tensor:
+        """[triplets], delta of each."""
         x, y, z = (output.embedding[rows] for rows in context.T)
         return F.cosine_similarity(x, y) - F.cosine_similarity(z, y)
 
     def loss(self, published: Tensor, output: Output, weights: Tensor, context: Tensor) -> Tensor:
+        """published [K, triplets] -> [K]."""
         return (self.epsilon - published * self.publish(output, weights, context)).relu().mean(1)

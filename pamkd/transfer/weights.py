@@ -30,7 +30,9 @@ class EncoderWeights(Instances):
         self.encoder = networks[0].encoder_size
 
     def publish(self, output: Output, weights: Tensor, context: None) -> Tensor:
+        """[P]."""
         return weights[: self.encoder]
 
     def loss(self, published: Tensor, output: Output, weights: Tensor, context: None) -> Tensor:
+        """published [K, P] -> [K]."""
         return (published - weights[: self.encoder]).square().mean(1) / 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,11 @@ LARGEST_LOSS = 1e4  # a cross-entropy from which no search comes back
 
 
 class Diverged(RuntimeError):
-    """A number of a step became NaN, infinite, or a loss larger than `LARGEST_LOSS`."""
+    """A number of a step became NaN, infinite, or a loss larger than `LARGEST_LOSS`; `after` so many exchanges with other processes."""
+
+    def __init__(self, message: str, after: int = 0) -> None:
+        super().__init__(message)
+        self.after = after
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,13 @@ class Note:
     learner: int
     where: str  # the pass, or the part of the step
     limit: float
+    after: int
 
     def check(self, value: float) -> None:
+        """Raises Diverged where the value is not finite or beyond the limit."""
         if not abs(value) <= self.limit:
             what = f"the {self.term} of learner {self.learner} in {self.where} is {value:.6g}"
-            raise Diverged(f"{what}: the search diverged; lower the learning rate or the clipping norm")
+            raise Diverged(f"{what}: the search diverged; lower the learning rate or the clipping norm", self.after)
 
 
 @dataclass(frozen=True)
@@ -46,20 +52,24 @@ class Noted:
 
 
 class Watch:
-    """Looks at numbers as they are made: on the CPU at once, on other devices, or where `later` is set, when the step is over."""
+    """Looks at numbers as they are made: on the CPU at once, on other devices, or where `later` is set, when the step is over.
 
-    def __init__(self, *, later: bool = False) -> None:
-        self._later = later
+    `exchanges` counts those with other processes until now: of several that see a step diverge, the one after the fewest saw it first.
+    """
+
+    def __init__(self, *, later: bool = False, exchanges: Callable[[], int] = int) -> None:
+        self.later, self._exchanges = later, exchanges
         self._notes: list[Note] = []
         self._values: list[Tensor] = []
 
     def loss(self, value: Tensor, learner: int, where: str) -> None:
-        self._see(value, Note("loss", learner, where, LARGEST_LOSS))
+        """A scalar, which may not be larger than `LARGEST_LOSS` either."""
+        self._see(value, Note("loss", learner, where, LARGEST_LOSS, self._exchanges()))
 
     def term(self, values: Sequence[Tensor], term: str, learner: int, where: str) -> None:
         """Tensors of any shapes, by the sum of their norms."""
         norms = [torch.linalg.vector_norm(value.detach()) for value in values]
-        self._see(torch.stack(norms).sum(), Note(term, learner, where, math.nextafter(math.inf, 0)))
+        self._see(torch.stack(norms).sum(), Note(term, learner, where, math.nextafter(math.inf, 0), self._exchanges()))
 
     def take(self) -> Noted:
         """What is not yet read, and forget it."""
@@ -68,7 +78,7 @@ class Watch:
         return noted
 
     def _see(self, value: Tensor, note: Note) -> None:
-        if value.device.type == "cpu" and not self._later:
+        if value.device.type == "cpu" and not self.later:
             note.check(value.item())
         else:
             self._notes.append(note)

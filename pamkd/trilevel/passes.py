@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
+    """Images and their labels, of one column of processes or of all."""
+
     images: Tensor  # [n, c, h, w]
     labels: Tensor  # [n], int64
 
@@ -30,9 +32,11 @@ class Network(Protocol):
     def forward(self, weights: Tensor, alphas: Tensor, images: Tensor) -> Output:
         """Of one network, or with weights [m, num_weights] and alphas [m, ...] of m that stack: every output is then [m, ...]."""
 
-    def stacks_with(self, other: Any) -> bool: ...
+    def stacks_with(self, other: object) -> bool:
+        """Whether this network and another one are computed by one call of `forward`."""
 
-    def twice_differentiable(self) -> Network: ...
+    def twice_differentiable(self) -> Network:
+        """The same network over operations whose backward pass can be differentiated again."""
 
 
 PERTURBED = "_perturbed"  # ends the names of passes that central differences are made of
@@ -111,6 +115,8 @@ class Passes:
         losses = [F.cross_entropy(output.logits, batch.labels) for output in outputs]
         for learner, loss in zip(learners, losses, strict=True):
             self.watch.loss(loss, learner.number, f"pass {name}")
+        if self.watch.later and batch.images.device.type == "cpu":  # a lost step goes on; operations on the CPU refuse what is not finite
+            outputs = [type(output)(*(part.nan_to_num(0, 0, 0) for part in output)) for output in outputs]
         return losses, outputs
 
     def backward(

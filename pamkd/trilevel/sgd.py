@@ -43,6 +43,7 @@ class SGD:
         return weights - lr * buffer, buffer, coefficient
 
     def clip_coefficient(self, norm: Tensor) -> Tensor:
+        """min(1, clip / (norm + 1e-6)); 1 without clipping."""
         if self.clip == 0:
             return torch.ones_like(norm)
         return (self.clip / (norm + 1e-6)).clamp(max=1.0)

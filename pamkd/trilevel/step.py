@@ -62,6 +62,7 @@ class Learner:
 
     @classmethod
     def create(cls: type[AnyLearner], network: Network, alphas: Tensor, v: Tensor, w: Tensor, number: int = 0) -> AnyLearner:
+        """A learner at its start, with momentum of zero; `alphas` becomes a leaf that requires gradients, v and w are [num_weights]."""
         return cls(network, alphas.requires_grad_(), v, w, torch.zeros_like(v), torch.zeros_like(w), number)
 
     def apart(self) -> Learner:
@@ -70,6 +71,7 @@ class Learner:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """Everything of it that a checkpoint holds, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
@@ -101,6 +103,7 @@ class Lesson:
         return self.losses, self.published
 
     def leaves(self) -> Lesson:
+        """The same numbers as leaves that require gradients."""
         return Lesson(self.losses.detach().requires_grad_(), self.published.detach().requires_grad_(), self.context)
 
 
@@ -122,6 +125,7 @@ class Hypergradient:
     through_v: list[Tensor] = field(default_factory=list)
 
     def total(self) -> list[Tensor]:
+        """The sum of the terms that the step has, for each learner of the shape of its alphas."""
         terms = [term for term in (self.direct, self.through_w, self.through_teacher, self.through_v) if term]
         return [sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)]
 
@@ -275,18 +279,18 @@ class TriLevelStep:
         who[i] is the place of learners[i] among all K, lessons[i] what it is taught, inputs[i][0] its weights or its architecture; further
         inputs belong to the lesson. Teaching on the training batch shares its pass.
         """
-
         shared = self.teaching.batch == "train"
-        students = {i: lesson for i, lesson in enumerate(lessons) if lesson is not None}
+        taught_by = {i: lesson for i, lesson in enumerate(lessons) if lesson is not None}
+        students = list(taught_by)
 
         def taught(i: int, output: Output, name: str) -> Tensor:
-            return self._taught(who[i], learners[i], weights[i], output, students[i], name + suffix)
+            return self._taught(who[i], learners[i], weights[i], output, taught_by[i], name + suffix)
 
         def train_terms(i: int, loss: Tensor, output: Output) -> list[Tensor]:
             return [loss, taught(i, output, "w_train")] if shared and i in students else [loss]
 
         def taught_terms(j: int, loss: Tensor, output: Output) -> list[Tensor]:
-            return [taught(list(students)[j], output, "w_taught")]
+            return [taught(students[j], output, "w_taught")]
 
         by = inputs if shared else [some[:1] for some in inputs]
         ran = self.passes.run("w_train" + suffix, learners, weights, train, by, train_terms)
@@ -307,4 +311,5 @@ class TriLevelStep:
 
 
 def accuracy_of(output: Output, batch: Batch) -> Tensor:
+    """The share of the batch whose largest logit is the label's, a scalar."""
     return (output.logits.detach().argmax(1) == batch.labels).float().mean()

@@ -8,10 +8,14 @@ import torch.nn.functional as F
 
 from pamkd.distributed import open_mesh
 from pamkd.methods.pamkd import Pamkd
+from pamkd.runs.bundle import BUNDLE
 from pamkd.runs.errors import OptionError
+from pamkd.runs.replay import ReplayConfig, replay
 from pamkd.runs.search import Search
+from pamkd.runs.search_state import SearchState
 from pamkd.spaces.darts import Darts
 from pamkd.spaces.supernet import Moment
+from pamkd.trilevel.finite import Diverged
 from pamkd.trilevel.passes import Batch
 from pamkd.trilevel.step import Learner
 from tests.distributed.conftest import OneCell
@@ -22,9 +26,9 @@ CELL = {"space": "one-cell", "cells": 1, "sync_batch_norm": True}
 OPTIONS = TINY | {"epochs": 1, "lr": 0.05, "arch_lr": 0.01, "tensorboard": False}
 
 
-def search(options):
+def search(options, train=None):
     """Learners by number, and what all processes know."""
-    result = Search(**OPTIONS | options).run(Pictures(8 * STEPS, seed=0), Pictures(8 * STEPS, seed=1))
+    result = Search(**OPTIONS | options).run(train or Pictures(8 * STEPS, seed=0), Pictures(8 * STEPS, seed=1))
     learners = {k.number: {name: value.detach() for name, value in k.tensors.items()} for k in result.learners}
     times = ("seconds", "images_per_s")
     return learners, [{name: value for name, value in row.items() if name not in times} for row in result.history]
@@ -41,7 +45,7 @@ def assert_same(one, many, exact=False):
         assert [row.keys() for row in rows] == [row.keys() for row in theirs]
         for row, other in zip(rows, theirs, strict=True):
             assert row.get("genotypes") == other.get("genotypes")
-            for name in ("train_loss", "valid_loss", "valid_accuracy", "flow"):
+            for name in ("train_loss", "valid_loss", "valid_accuracy", "flow") if row["kind"] != "skip" else ():
                 assert torch.tensor(row[name]).allclose(torch.tensor(other[name]), rtol=1e-9, equal_nan=True), name
 
 
@@ -174,7 +178,7 @@ def first_epoch(options):
 
 
 def test_what_cannot_be_split_is_said(in_processes):
-    assert in_processes(2, refused) == [5 * [True]] * 2
+    assert in_processes(2, refused) == [4 * [True]] * 2
 
 
 def refused():
@@ -184,7 +188,6 @@ def refused():
         ({"method": "cream", "learners": 1, "group_size": None, "group_pairs": None, "board_images": 2}, OptionError, "method is 'cream'"),
         ({"hypergradient": "exact"}, OptionError, "hypergradient is 'exact'"),
         ({"learner_rows": 3, "learners": 3}, ValueError, "needed is a divisor of the processes"),
-        ({"on_divergence": "skip"}, OptionError, "on_divergence is 'skip'"),
     ]
     found = []
     for options, error, message in wrong:
@@ -192,3 +195,49 @@ def refused():
             Search(**OPTIONS | options).run(*pictures)
         found.append(True)
     return found
+
+
+def test_a_step_that_diverges_in_one_process(in_processes, tmp_path):
+    """All processes end with the same sentence, which names the learner that began, and one process takes the step again."""
+    for name, size, options in (("rows", 2, {"learner_rows": 2, "learners": 3}), ("columns", 4, {"learner_rows": 2})):
+        out = tmp_path / name
+        said = in_processes(size, stopped, options | {"out": out})
+        assert len(set(said)) == 1
+        assert said[0].startswith("epoch 1 step 2: the loss of learner 1 in pass v_train is nan") and f"pamkd replay {out}" in said[0]
+        text, diverged = in_processes(1, replay, ReplayConfig(out / BUNDLE))[0]
+        assert diverged and "epoch 1 step 2 (search)" in text and "as in the search" in text
+        assert ("not of the 2 parts" in text) == (name == "columns")
+
+
+def test_skipping_keeps_processes_in_step(in_processes):
+    """A picture of NaN, of which one column has the half without it: the search of one process that skips the same steps."""
+    options = CELL | {"on_divergence": "skip", "batch_size": 4}
+    one = in_processes(1, skipping, options)[0]
+    assert [row["kind"] for row in one[1]].count("skip") == 1
+    assert_same(one, in_processes(4, skipping, options | {"learner_rows": 2}))
+
+
+def stopped(options):
+    plant(2, 1)
+    with pytest.raises(Diverged) as caught:
+        search(CELL | {"sync_batch_norm": False} | options)
+    return str(caught.value)
+
+
+def plant(step, learner):
+    """NaN in weights V of a learner just before the step of that number."""
+    take = SearchState.take
+
+    def planted(state, inputs):
+        for mine in state.learners:
+            if inputs.number == step and mine.number == learner:
+                mine.v = mine.v.clone().index_fill(0, torch.tensor([7]), torch.nan)
+        return take(state, inputs)
+
+    SearchState.take = planted  # this process ends with the search
+
+
+def skipping(options):
+    train = Pictures(8 * STEPS, seed=0)
+    train.tensors[0][3] = torch.nan
+    return search(options, train)

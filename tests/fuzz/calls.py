@@ -15,7 +15,7 @@ from pamkd.reference import flat_update, mixed_cell, relu_conv_norm
 from pamkd.reference import stencils as reference_stencils
 from pamkd.reference.cell_spec import OPERATIONS as CANDIDATES
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import Disturbance
+from pamkd.reference.disturbance import Disturbance
 
 
 class Operation(NamedTuple):
@@ -101,20 +101,26 @@ def _cell(r: random.Random, noise: bool = False) -> list:
     return [s0, s1, torch.randn(spec.num_weights, dtype=dtype) * 0.3, torch.rand(edges, spec.columns, dtype=dtype), spec]
 
 
+def _cells(r: random.Random) -> list:
+    """Now and then of two weight sets."""
+    *tensors, spec = _cell(r)
+    if r.random() < 0.7:
+        return [*tensors, spec]
+    return [*(None if x is None else torch.stack([x, 0.5 * x.flip(0)]) for x in tensors), spec]
+
+
+def _composed(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
+    """The reference for each weight set."""
+    if s0.dim() == 4:
+        return mixed_cell.mixed_cell(s0, s1, weights, mix, spec)
+    sets = range(len(s0))
+    return torch.stack([mixed_cell.mixed_cell(s0[m], None if s1 is None else s1[m], weights[m], mix[m], spec) for m in sets])
+
+
 def _disturbed(r: random.Random) -> list:
     *tensors, spec = _cell(r, noise=True)
-    s0 = tensors[0]
-    n, _, h, w = s0.shape
-    noise, masks = {}, {}
-    for edge, names in enumerate(spec.candidates):
-        stride = 2 if spec.reduction else 1  # every state has the nodes' size but the inputs of a reduction cell
-        values = torch.randn(n, spec.op_channels, h // stride, w // stride, dtype=s0.dtype)
-        if "noise" in names:
-            noise[edge] = values
-        if "skip_connect" in names and spec.stride(edge) == 1 and r.random() < 0.5:
-            masks[edge] = values.abs()
-    edge_masks = torch.rand(spec.edges, n, 1, 1, 1, dtype=s0.dtype) if r.random() < 0.5 else None
-    return [*tensors, spec, Disturbance(noise, masks, edge_masks)]
+    probabilities = [r.choice([0.0, 0.3, 0.9]) for _ in range(2)]
+    return [*tensors, spec, Disturbance(r.getrandbits(64), *probabilities, r.choice([0, 5]))]
 
 
 def _of_keywords(function: Callable, *names: str) -> Callable:
@@ -136,6 +142,6 @@ OPERATIONS = {
     "perturb": Operation(ops.perturb, flat_update.perturb, lambda r: [*_vectors(r, 2), 0.01]),
     "stencils": Operation(_of_keywords(stencils, "stride", "pools"), reference_stencils.stencils, _stencils),
     "relu_conv_norm": Operation(_of_keywords(ops.relu_conv_norm, "stride", "dilation", "eps"), relu_conv_norm.relu_conv_norm, _layer),
-    "mixed_cell": Operation(ops.mixed_cell, mixed_cell.mixed_cell, _cell),
+    "mixed_cell": Operation(ops.mixed_cell, _composed, _cells),
     "disturbed_cell": Operation(ops.disturbed_cell, mixed_cell.mixed_cell, _disturbed),
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.mixed_cell import Disturbance
+from pamkd.reference.disturbance import Disturbance
 
 Change = Callable[[Any], Any]
 
@@ -188,15 +188,12 @@ SPECS: dict[str, Change] = {
     **OTHERS,
 }
 DISTURBANCES: dict[str, Change] = {
-    "no noise": lambda x: dataclasses.replace(x, noise={}),
-    "unknown edge": lambda x: dataclasses.replace(x, noise={**x.noise, 99: torch.zeros(1)}),
-    "small masks": lambda x: dataclasses.replace(x, edge_masks=torch.ones(1)),
-    "masks of another shape": lambda x: dataclasses.replace(x, edge_masks=torch.ones(7, 3, 1, 1, 1)),
-    "masks of another dtype": lambda x: dataclasses.replace(x, edge_masks=torch.ones(1, 1, 1, 1, 1, dtype=torch.int64)),
-    "noise of another shape": lambda x: dataclasses.replace(x, noise=dict.fromkeys(x.noise, torch.zeros(2, 3))),
-    "noise of another dtype": lambda x: dataclasses.replace(x, noise={e: v.half() for e, v in x.noise.items()}),
-    "skip masks of another shape": lambda x: dataclasses.replace(x, skip_masks=dict.fromkeys(range(9), torch.zeros(2, 3))),
-    "lists": lambda x: Disturbance(noise=[], skip_masks=[], edge_masks=[1.0]),  # type: ignore[arg-type]
+    "another seed": lambda x: dataclasses.replace(x, seed=2**64 - 1),
+    "dropout of almost all": lambda x: dataclasses.replace(x, skip_dropout=1 - 2**-53),
+    "drop-path of almost none": lambda x: dataclasses.replace(x, drop_path=5e-324),
+    "last image": lambda x: dataclasses.replace(x, first=2**31 - 1),
+    "encoded": Disturbance.encode,
+    "a tuple": lambda x: dataclasses.astuple(x),
     **OTHERS,
 }
 

@@ -69,6 +69,12 @@ def spoil(path: Path, how: str, where: int) -> None:
         path.symlink_to("nowhere.png")
     elif how == "unreadable":
         path.chmod(0)
+        if os.access(path, os.R_OK):  # the superuser's; of this file nobody can read the first byte
+            path.unlink()
+            path.symlink_to("/proc/self/mem")
+    elif how == "pipe":
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
     elif how == "empty":
         path.write_bytes(b"")
 
@@ -82,7 +88,7 @@ pictures = st.lists(
         st.sampled_from(MODES),
         st.sampled_from(SIZES),
         st.sampled_from([1, 1, 1, 3]),
-        st.sampled_from(["", "", "", "cut", "flipped", "folder", "loop", "parent loop", "gone", "unreadable", "empty"]),
+        st.sampled_from(["", "", "", "cut", "flipped", "folder", "loop", "parent loop", "gone", "unreadable", "pipe", "empty"]),
         st.integers(0, 2000),
     ),
     max_size=6,

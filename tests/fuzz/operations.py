@@ -73,13 +73,13 @@ calls = st.tuples(
 )
 
 
-@examples(4000)
+@examples(4500)
 @given(calls)
 def test_any_call_ends_in_the_result_or_a_sentence(call):
     name, seed, changes, mode = call
     arguments, done = spoiled(name, seed, changes)
     trace((name, seed, done, mode))
-    COUNTS["calls"] += 1
+    COUNTS["calls"] += bool(done)
     operation = OPERATIONS[name]
     try:
         result = in_mode(mode, operation.function, arguments)
@@ -87,9 +87,8 @@ def test_any_call_ends_in_the_result_or_a_sentence(call):
         COUNTS["refused"] += 1
         assert_clear(error, name)
         return
-    if mode in ("autocast", "twice", "vmap", "jvp"):
-        return
-    assert_equal(name, operation, arguments, result)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+        assert_equal(name, operation, arguments, result)
     if mode == "gradient" and all(what.split(": ")[1] in LAYOUTS for what in done):
         assert_same_gradients(operation, arguments)
 
@@ -107,7 +106,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@examples(3000)
+@examples(4000)
 @given(calls, st.integers(0, 3))
 def test_the_operations_below_survive_any_call(call, which):
     """What the documented functions never pass: other tensors kept for backward, codes of cells that are none."""
@@ -121,7 +120,7 @@ def test_the_operations_below_survive_any_call(call, which):
     operation, inner = compiled[which % len(compiled)]
     done = spoil(inner, changes)
     trace((str(operation), name, seed, done))
-    COUNTS["calls"] += 1
+    COUNTS["calls"] += bool(done)
     try:
         with torch.no_grad():
             operation(*inner)
@@ -160,7 +159,7 @@ def test_any_compiled_call_ends_in_the_result_or_a_sentence(call):
     name, seed, changes, _ = call
     arguments, done = spoiled(name, seed, changes)
     trace((name, seed, done, "compiled"))
-    COUNTS["calls"] += 1
+    COUNTS["calls"] += bool(done)
     torch._dynamo.reset()
     try:
         result = torch.compile(OPERATIONS[name].function, backend="eager")(*arguments)
@@ -174,7 +173,7 @@ def test_any_compiled_call_ends_in_the_result_or_a_sentence(call):
 def test_enough_was_tried():
     """The last test of this file: how much the others did."""
     print(f"{COUNTS['calls']} wrong calls, {COUNTS['refused']} of them refused")
-    assert COUNTS["refused"] > 5000
+    assert COUNTS["calls"] > 8000 and COUNTS["refused"] > 5000
 
 
 def in_mode(mode: str, function, arguments: list) -> Any:
@@ -190,10 +189,10 @@ def in_mode(mode: str, function, arguments: list) -> Any:
         for leaf in leaves:
             leaf.requires_grad_()
         result = function(*arguments)
-        result = result[0] if isinstance(result, tuple) else result
-        if not leaves or not result.requires_grad:
+        main = result[0] if isinstance(result, tuple) else result
+        if not leaves or not main.requires_grad:
             return result
-        first = torch.autograd.grad((result * result).sum(), leaves, create_graph=True, allow_unused=True)
+        first = torch.autograd.grad((main * main).sum(), leaves, create_graph=True, allow_unused=True)
         if any(g is not None and g.requires_grad for g in first):
             torch.autograd.grad(sum((g * g).sum() for g in first if g is not None), leaves, allow_unused=True)
         return result
@@ -217,7 +216,10 @@ def in_mode(mode: str, function, arguments: list) -> Any:
         def scaled(factor: Tensor) -> Any:
             return function(*(a * factor if is_plain(a) else a for a in arguments))
 
-        return torch.func.vmap(scaled)(torch.ones(2)) if mode == "vmap" else torch.func.jvp(scaled, (torch.ones(()),), (torch.ones(()),))
+        if mode == "jvp":
+            return torch.func.jvp(scaled, (torch.ones(()),), (torch.ones(()),))[0]
+        result = torch.func.vmap(scaled)(torch.ones(2))
+        return tuple(part[1] for part in result) if isinstance(result, tuple) else result[1]
     return function(*arguments)
 
 

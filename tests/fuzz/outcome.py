@@ -41,9 +41,6 @@ def exact(value: Any) -> Any:
         return value.double() if value.is_floating_point() else value
     if isinstance(value, (list, tuple)):
         return type(value)(map(exact, value))
-    if hasattr(value, "edge_masks"):
-        masks = None if value.edge_masks is None else exact(value.edge_masks)
-        return type(value)({e: exact(v) for e, v in value.noise.items()}, {e: exact(v) for e, v in value.skip_masks.items()}, masks)
     return value
 
 
@@ -52,7 +49,9 @@ def assert_equal(name: str, operation: Operation, arguments: list, result: Any) 
     if any(isinstance(t, Tensor) and t.device.type == "meta" for t in (result if isinstance(result, tuple) else [result])):
         return
     with torch.no_grad():
-        truth, eager = _results(operation.reference, exact(arguments)), _results(operation.reference, arguments)
+        eager = _results(operation.reference, arguments)
+        with torch.autocast("cpu", enabled=False):
+            truth = _results(operation.reference, exact(arguments))
     ours = _results(lambda: result, [])
     assert len(ours) == len(truth)
     for ours_, eager_, truth_ in zip(ours, eager, truth, strict=True):
@@ -60,7 +59,7 @@ def assert_equal(name: str, operation: Operation, arguments: list, result: Any) 
         if ours_.dtype == torch.int64:  # rows of the smallest cosine: near ties differ, their similarity is compared
             continue
         # `none` is 0 here and 0 * state there, which is NaN for a state that is not finite.
-        hides = name == "mixed_cell" and any(not names or "none" in names for names in arguments[4].candidates)
+        hides = name in ("mixed_cell", "disturbed_cell") and any(not names or "none" in names for names in arguments[4].candidates)
         assert_close(ours_, eager_, truth_, slack=_relations(name, arguments, ours_.dtype), hides=hides)
 
 

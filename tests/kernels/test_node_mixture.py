@@ -63,7 +63,8 @@ def test_dtypes(dtype):
 
 def test_many_chunks_of_several_blocks():
     """More pixels than 32 chunks of one block, the last one short."""
-    assert_agrees(cell(2, "nor_conv_1x1", "skip_connect"), 1, 33, 67, torch.float64, 1e-12)
+    dtype, tolerance = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)  # the stencils on a GPU take no float64
+    assert_agrees(cell(2, "nor_conv_1x1", "skip_connect"), 1, 33, 67, dtype, tolerance)
 
 
 def test_a_large_mean_costs_no_accuracy():

@@ -24,3 +24,11 @@ def assert_accurate(ours: Tensor, eager: Tensor, truth: Tensor, *, rounding: flo
     scale = max(1.0, truth.abs().max().item())
     allowed = 2 * (eager.double() - truth).abs().max().item() + rounding * torch.finfo(ours.dtype).eps * scale
     assert (ours.double() - truth).abs().max().item() <= allowed
+
+
+def assert_repeatable(runs: list[list[Tensor]]) -> None:
+    """The second run has the bits of the first; the others, with other numbers of threads, are equal to rounding in float32."""
+    for first, again, *others in zip(*runs, strict=True):
+        assert torch.equal(first, again)
+        for other in others:
+            assert (other - first).abs().max() <= 2e-6 * max(1.0, first.abs().max().item())

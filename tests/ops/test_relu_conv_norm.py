@@ -25,7 +25,7 @@ def make(n: int, c: int, out: int, h: int, w: int, k: int, affine: bool = True, 
 
 def run(function, tensors: list, **options) -> list[Tensor]:
     y, mean, variance = function(*tensors, **options)
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
     leaves = [x for x in tensors if x is not None and x.requires_grad]
     return [y.detach(), mean, variance, *torch.autograd.grad(y, leaves, cotangent)]
 

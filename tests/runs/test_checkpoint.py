@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import resource
 
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 
 from pamkd.runs import checkpoint
 from pamkd.runs.errors import CheckpointError
+from pamkd.runs.logs import naming
 
 
 @pytest.fixture
@@ -92,3 +95,14 @@ def test_full_disk_keeps_the_old_checkpoint(saved, tensors):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert saved.read_bytes() == before
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]
+
+
+def test_whoever_may_read_the_run_may_read_its_checkpoint(saved, tmp_path):
+    (tmp_path / "other").touch()
+    assert saved.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize(("number", "then"), [(errno.ENOSPC, "make room, then continue with --resume"), (errno.EACCES, r"\(--out\)")])
+def test_what_cannot_be_written_is_named(number, then, tmp_path):
+    with pytest.raises(OSError, match=f"could not write .*page: .*; .*{then}"), naming(tmp_path / "page"):
+        raise OSError(number, os.strerror(number))

@@ -44,13 +44,16 @@ def test_saved_configuration_reads_back_the_same(name, tmp_path):
 def test_every_option_is_in_the_file(tmp_path):
     save_config(SearchConfig(), tmp_path / "config.yaml")
     names = {"lambda" if field.name == "distill_weight" else field.name for field in dataclasses.fields(SearchConfig)}
-    assert set(read_config(tmp_path / "config.yaml")) == names
+    assert set(read_config(tmp_path / "config.yaml")) == names - {"resume", "overwrite"}
 
 
 def test_resume_takes_the_saved_options(tmp_path):
-    saved = dataclasses.replace(SearchConfig(), channels=4, out=tmp_path)
+    saved = dataclasses.replace(SearchConfig(), channels=4, out=tmp_path, overwrite=True)
     save_config(saved, tmp_path / "config.yaml")
-    assert parsed("--out", tmp_path, "--resume") == dataclasses.replace(saved, resume=True)
+    resumed = dataclasses.replace(saved, resume=True, overwrite=False)
+    assert parsed("--out", tmp_path, "--resume") == parsed(f"--out={tmp_path}", "--resume") == resumed
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"channels": 4, "overwrite": True}))  # as an earlier version saved it
+    assert parsed("--out", tmp_path, "--resume").channels == 4
 
 
 @pytest.mark.parametrize(

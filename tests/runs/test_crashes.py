@@ -18,7 +18,10 @@ from pamkd.runs.config import SearchConfig
 from pamkd.runs.folder import CHECKPOINT
 from pamkd.runs.search import Search
 
-EPOCHS = 16
+SEARCHES = {
+    "darts": (20, {"epochs": 16}),
+    "stages": (8, {"space": "pdarts", "epochs": 6, "space_options": ("growth=1",), "order": "first"}),
+}
 
 
 def kill_myself(*arguments, **options):
@@ -26,11 +29,12 @@ def kill_myself(*arguments, **options):
 
 
 def before(name, call):
-    """Kill the process before the n-th call of a function of the operating system, in place of it."""
+    """Kill the process before the n-th call of a function of the operating system for a checkpoint, in place of it."""
     function, calls = getattr(os, name), []
 
     def counted(*arguments, **options):
-        calls.append(arguments)
+        if isinstance(arguments[0], int) or ".safetensors" in str(arguments[0]):  # a descriptor, or a path
+            calls.append(arguments)
         return kill_myself() if len(calls) == call else function(*arguments, **options)
 
     return lambda patch: patch.setattr(os, name, counted)
@@ -81,33 +85,43 @@ def assert_same_end(whole, other):
 
 
 @pytest.mark.timeout(240)
-def test_twenty_kills(pictures, tiny, tmp_path, monkeypatch):
-    tiny |= {"epochs": EPOCHS, "tensorboard": False}
+@pytest.mark.parametrize("name", SEARCHES)
+def test_kills(name, pictures, tiny, tmp_path, monkeypatch):
+    """At each of the moments above, and between them at random ones: after a few steps, in the middle of whatever is done then."""
+    kills, options = SEARCHES[name]
+    tiny |= {"tensorboard": False} | options
+    run, metrics = tmp_path / "killed" / CHECKPOINT, tmp_path / "killed" / "metrics.jsonl"
 
-    def search(folder, resume):
+    def search(folder):
+        resume = run.exists() or checkpoint.previous(run).exists()
         return lambda: Search(SearchConfig(out=tmp_path / folder, resume=resume, **tiny)).run(*pictures)
 
     start = time.monotonic()
-    assert os.waitpid(in_a_process(search("whole", False)), 0)[1] == 0
-    whole, kills, moments = time.monotonic() - start, 0, random.Random(0)
-    run = tmp_path / "killed" / CHECKPOINT
-    while True:
+    assert os.waitpid(in_a_process(search("whole")), 0)[1] == 0
+    step, moments = (time.monotonic() - start) / (4 * options["epochs"]), random.Random(0)
+    for kill in range(kills):
         with monkeypatch.context() as patch:
-            if kills < 12 and kills % 2:
-                MOMENTS[kills // 2](patch)
-            process = in_a_process(search("killed", run.exists() or checkpoint.previous(run).exists()))
-        end = time.monotonic() + moments.uniform(0.01, 0.1) * whole if kills < 20 else float("inf")
-        while (done := os.waitpid(process, os.WNOHANG))[0] == 0 and time.monotonic() < end:
-            time.sleep(0.01)
-        if done[0] == 0:
-            os.kill(process, signal.SIGKILL)
-            done = os.waitpid(process, 0)
-        if os.WIFEXITED(done[1]):
-            assert os.WEXITSTATUS(done[1]) == 0
-            break
-        kills += 1
-    assert kills > 12  # all moments above, and random ones
+            if kill % 2 and kill // 2 < len(MOMENTS):
+                MOMENTS[kill // 2](patch)
+                process = in_a_process(search("killed"))
+            else:
+                written = size(metrics)
+                process = in_a_process(search("killed"))
+                changes = moments.randrange(4)
+                while changes:
+                    assert os.waitpid(process, os.WNOHANG) == (0, 0)
+                    changes -= written != (written := size(metrics))
+                    time.sleep(0.002)
+                time.sleep(moments.uniform(0, 2 * step))
+                os.kill(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1]
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert os.waitpid(in_a_process(search("killed")), 0)[1] == 0
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def size(path):
+    return path.stat().st_size if path.exists() else 0
 
 
 class FullDisk:

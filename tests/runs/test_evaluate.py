@@ -159,6 +159,20 @@ def test_divergence_keeps_the_last_good_checkpoint(pictures, config):
     assert meta["state"]["epoch"] == 1 and all(value.isfinite().all() for value in tensors.values())
 
 
+def test_a_gradient_that_is_not_finite_changes_no_weight(pictures, config, monkeypatch):
+    calls = []
+
+    def spoil(state):
+        calls.append(state)
+        if len(calls) == 5:
+            next(state.network.parameters()).grad.fill_(float("inf"))
+
+    monkeypatch.setattr("pamkd.runs.evaluate._State._sum_columns", spoil)
+    with pytest.raises(Diverged, match="the norm of the gradient is inf with seed 0 in epoch 1 step 1: lower the learning rate"):
+        Evaluation(replace(config, clip=0.0)).run(GENOTYPE, *pictures)
+    assert all(value.isfinite().all() for value in calls[0].network.parameters())
+
+
 def test_tensors_of_a_dataset_without_classes(pictures):
     data = torch.utils.data.TensorDataset(torch.randn(16, 1, 8, 8), torch.arange(16) % 2)
     options = {"channels": 2, "cells": 3, "epochs": 1, "batch_size": 8}

@@ -20,7 +20,8 @@ from tests.runs.test_search import assert_same
 
 WHOLE = {
     "pamkd": {},
-    "two threads": {"threads": 2, "epochs": 1},
+    # Maps of 49,152 values, so that both threads have work.
+    "two threads": {"threads": 2, "channels": 32, "batch_size": 24, "order": "first"},
     "bfloat16": {"precision": "bfloat16", "batch_size": 24, "epochs": 1, "order": "first", "learners": 1},
     "draws": {"space": "drnas", "channels": 12, "epochs": 2, "order": "first"},
     "okddip": {"method": "okddip", "learners": 3, "group_size": None, "group_pairs": None},
@@ -110,3 +111,9 @@ def test_bfloat16_gradients_are_near_those_of_float32():
     for grad, other in zip(grads, others, strict=True):
         assert other.dtype == torch.float32
         assert F.cosine_similarity(grad.flatten(), other.flatten(), 0) > 0.95
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here(device, pictures):
+    with pytest.raises(OptionError, match=f"device is '{device}': .* device"):
+        Search(device=device).run(*pictures)

@@ -113,8 +113,9 @@ class TestNoise:
         torch.testing.assert_close(at.forward(*arguments), at.twice_differentiable().forward(*arguments), rtol=1e-4, atol=1e-4)
 
     def test_cells_draw_their_own(self, s4):
-        supernet, *_ = s4
-        assert not torch.equal(torch.randn(4, generator=supernet.random("cell", 0)), torch.randn(4, generator=supernet.random("cell", 1)))
+        supernet, *_, images = s4
+        noise = [supernet.draws(i, images).noise(0, images) for i in (0, 1)]
+        assert not torch.equal(*noise)
 
 
 class TestDropPath:

@@ -1,4 +1,4 @@
-"""What mixed_cell runs on a GPU, on CPU tensors: Triton kernels in the interpreter, the stencils' gradients in PyTorch or on fibers."""
+"""What mixed_cell runs on a GPU; without one on CPU tensors: Triton's interpreter, the stencils' gradients in PyTorch or on fibers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from pamkd import ops
-from pamkd.ops import mixed_cell_cuda
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import OPERATIONS, CellSpec
 from tests.cuda_host.build import COMPILER
-from tests.cuda_host.stencils import on_the_cpu
-from tests.ops.test_mixed_cell import cell, converted, make, run
+from tests.kernels.device import DEVICE
+from tests.ops.test_mixed_cell import cell, make, run
 
 POINTWISE = ("skip_connect", "nor_conv_1x1", "avg_pool_3x3")
 
@@ -30,53 +29,47 @@ SPECS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def through_the_operation():
-    """`pamkd.ops.mixed_cell` of CPU tensors is computed as on a GPU."""
-    library = torch.library.Library("pamkd", "IMPL")
-    library.impl("mixed_cell_forward", mixed_cell_cuda.forward, "CPU", allow_override=True)
-    library.impl("mixed_cell_backward", mixed_cell_cuda.backward, "CPU", allow_override=True)
-    with on_the_cpu():
-        yield
-    library._destroy()
+pytestmark = pytest.mark.usefixtures("through_operations")
+DTYPE, TOLERANCE = (torch.float64, 1e-10) if DEVICE == "cpu" else (torch.float32, 1e-4)  # the stencils on a GPU take no float64
 
 
-def assert_agrees(ours: list[Tensor], truth: list[Tensor], tolerance: float) -> None:
+def there(tensors: list, dtype: torch.dtype = DTYPE) -> list:
+    return [t if t is None else t.detach().to(DEVICE, dtype).requires_grad_() for t in tensors]
+
+
+def assert_agrees(ours: list[Tensor], truth: list[Tensor], tolerance: float = TOLERANCE) -> None:
     for a, b in zip(ours, truth, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * max(1.0, b.abs().max().item()))
+        torch.testing.assert_close(a.double().cpu(), b, rtol=tolerance, atol=tolerance * max(1.0, b.abs().max().item()))
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_agrees_with_the_composition(spec):
     tensors = make(spec, 2, 4, 6)
-    assert_agrees(run(ops.mixed_cell, tensors, spec), run(reference.mixed_cell, tensors, spec), 1e-10)
+    assert_agrees(run(ops.mixed_cell, there(tensors), spec), run(reference.mixed_cell, tensors, spec))
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no g++, which compiles the device code for the CPU")
+@pytest.mark.skipif(COMPILER is None and DEVICE == "cpu", reason="no g++, which compiles the device code for the CPU")
 @pytest.mark.parametrize("name", ["normal", "reduction"])
 def test_agrees_over_the_device_code(name):
     tensors = make(SPECS[name], 2, 5, 7)
     truth = run(reference.mixed_cell, tensors, SPECS[name])
-    assert_agrees(run(ops.mixed_cell, converted(tensors, torch.float32), SPECS[name]), truth, 1e-4)
+    assert_agrees(run(ops.mixed_cell, there(tensors, torch.float32), SPECS[name]), truth, 1e-4)
 
 
-def test_sets_of_weights_share_a_call():
+@pytest.mark.parametrize("within_vmap", [False, True])
+def test_sets_of_weights_share_a_call(within_vmap):
     spec = SPECS["reduction"]
     sets = [make(spec, 2, 4, 4, seed=seed) for seed in range(2)]
     together = [torch.stack([t.detach() for t in tensors]).requires_grad_() for tensors in zip(*sets, strict=True)]
     cotangent = torch.randn(2, 2, spec.out_channels, 2, 2, dtype=torch.float64)
     alone = [run(reference.mixed_cell, tensors, spec, g) for tensors, g in zip(sets, cotangent, strict=True)]
-    assert_agrees(run(mixed_cell_of_sets, together, spec, cotangent), [torch.stack(of) for of in zip(*alone, strict=True)], 1e-10)
-
-
-def mixed_cell_of_sets(s0: Tensor, s1: Tensor, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:
-    """The operation below the public function, which gives CPU tensors to the CPU's kernel set by set."""
-    return torch.ops.pamkd.mixed_cell_forward(s0, s1, weights, mix, spec.encode(), True)[0]
+    call = torch.vmap(ops.mixed_cell, (0, 0, 0, 0, None)) if within_vmap else ops.mixed_cell
+    assert_agrees(run(call, there(together), spec, cotangent), [torch.stack(of) for of in zip(*alone, strict=True)])
 
 
 def test_only_the_gradients_that_are_asked_for():
     spec = cell(3, ("skip_connect", "dil_conv_3x3"), nodes=1)
-    tensors = make(spec, 2, 4, 4)
+    tensors = there(make(spec, 2, 4, 4))
     everything = run(ops.mixed_cell, tensors, spec)
     for i in range(4):
         for j, t in enumerate(tensors):
