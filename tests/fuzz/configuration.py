@@ -212,7 +212,7 @@ tensors = st.sampled_from(
 spoils = st.tuples(st.integers(0, 200), st.one_of(st.none(), tensors), st.sampled_from(["tensor", "meta", "config", "step"]), anything)
 
 
-@examples(80)
+@examples(40)
 @given(st.lists(spoils, min_size=1, max_size=2))
 def test_any_bundle_is_replayed_or_refused(bundled, changes):
     """Parts taken away (None), or others in their place."""
