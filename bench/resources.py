@@ -7,16 +7,17 @@ it. Fails where registers spill, where shared memory does not fit, or where an i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from bench._configurations import LAUNCHES
 from pamkd.runs.logs import write_atomically
-from pamkd.runs.search import build_supernet
-from pamkd.runs.search_presets import PRESETS
-from pamkd.spaces.supernet import Cell, Supernet
 
 TYPES = {
     torch.float64: "*fp64",
@@ -40,8 +39,6 @@ TYPES = {
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
-
-SIZES = {"cifar10": 32, "cifar100": 32, "imagenet": 224, "folder": 16, "digits": 8}  # of a dataset's images
 
 # Kernels that are built on matrix instructions, in every configuration.
 ON_MATRIX_INSTRUCTIONS = {
@@ -53,18 +50,18 @@ ON_MATRIX_INSTRUCTIONS = {
     "node_mixture_backward.sums_kernel",
     "node_mixture_backward.maps_kernel",
 }
-# Kernels that read 16 bytes at a time, where the width of their rows is a multiple of 16.
+# Kernels that read 16 bytes at a time, where the width of their rows is a multiple of 16, or as many channels as there are in them.
 READING_WIDE = {
     "pairwise_cosine.gram_kernel": "d",
     "group_min_similarity.gather_kernel": "d",
     "flat_update.squares_kernel": "size",
     "flat_update.sgd_kernel": "size",
     "flat_update.perturb_kernel": "size",
-    "node_mixture.statistics_kernel": "c",
-    "node_mixture.mixture_kernel": "c",
-    "node_mixture_backward.sums_kernel": "c",
-    "node_mixture_backward.maps_kernel": "c",
-    "shared_branches.shared_kernel": "c",
+    "node_mixture.statistics_kernel": "VECTOR",
+    "node_mixture.mixture_kernel": "VECTOR",
+    "node_mixture_backward.sums_kernel": "VECTOR",
+    "node_mixture_backward.maps_kernel": "VECTOR",
+    "shared_branches.shared_kernel": "VECTOR",
 }
 
 
@@ -178,9 +175,18 @@ def compiled(launch: Launch, chip: Chip) -> Resources:
         found.problems.append(f"{shared} bytes of shared memory do not fit in {chip.shared_per_block}")
     if found.kernel in ON_MATRIX_INSTRUCTIONS and found.matrix == "none":
         found.problems.append("no matrix instruction")
-    if READING_WIDE.get(found.kernel) in launch.aligned and not found.wide_access:
+    if reads_wide(launch, found.kernel) and not found.wide_access:
         found.problems.append("no access of 16 bytes")
     return found
+
+
+def reads_wide(launch: Launch, kernel: str) -> bool:
+    """Whether a kernel of `READING_WIDE` can: a block of a cell's maps must also have so many numbers for each thread."""
+    constants = dict(launch.constants)
+    if "VECTOR" not in constants:
+        return READING_WIDE.get(kernel) in launch.aligned
+    each = constants["BLOCK"] * constants["TILE"] // (32 * dict(launch.options)["num_warps"])
+    return kernel in READING_WIDE and 1 < constants["VECTOR"] <= each
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
@@ -202,117 +208,14 @@ def occupancy(chip: Chip, registers: int, shared: int, warps: int) -> float:
     return min(by_registers, by_shared, chip.blocks, chip.warps // warps) * warps / chip.warps
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-FULL = (torch.float32, torch.float64)
-EVERY = (*FULL, torch.bfloat16, torch.float16)
-
-
-def grs_launches() -> None:
-    """Small and large batches, narrow and wide embeddings, groups of a few and of many rows."""
-    from pamkd.kernels import group_min_similarity, grs_hinge, grs_loss, pairwise_cosine
-
-    for dtype in EVERY:
-        for n, d in ((64, 256), (1024, 512), (64, 20)):
-            e = meta(2, n, d, dtype=dtype)
-            cosine, scale = pairwise_cosine.pairwise_cosine(e)
-            pairwise_cosine.pairwise_cosine_backward(cosine, e, cosine, scale)
-        for n, d, count, size in ((64, 256, 64, 5), (4096, 2048, 4096, 8), (4096, 40, 3, 40), (64, 20, 64, 40), (4096, 16, 10**6, 2)):
-            e, groups = meta(2, n, d, dtype=dtype), meta(count, size, dtype=torch.int64)
-            found = group_min_similarity.group_min_similarity(e, groups)
-            group_min_similarity.group_min_similarity_backward(found[0], e, *found)
-        teacher, student = meta(2, 100, 2, dtype=dtype), meta(3, 100, 2, dtype=dtype)
-        grs_hinge.grs_hinge_backward(grs_hinge.grs_hinge(teacher, student, 0.01), teacher, student, 0.01)
-        for n, d, count, size in ((64, 256, 64, 5), (1024, 512, 65536, 5), (64, 20, 64, 40), (64, 20, 64, 2)):
-            e, groups = meta(n, d, dtype=dtype), meta(count, size, dtype=torch.int64)
-            loss, *kept = grs_loss.grs_loss(e, e, groups, groups, 0.01, True)
-            grs_loss.grs_loss_backward(loss, e, e, *kept, 0.01, True, True, True)
-
-
-def update_launches() -> None:
-    """Weight sets whose length is and is not a multiple of 16, with and without clipping."""
-    from pamkd.kernels import flat_update
-
-    for dtype in FULL:
-        for size in (1930624, 1930618):
-            weights = meta(2, size, dtype=dtype)
-            for clip in (0.0, 5.0):
-                flat_update.sgd_update(weights, weights, weights, 0.025, 0.9, 3e-4, clip)
-            flat_update.perturb(weights, weights, 0.01)
-
-
-def supernets() -> Iterator[tuple[Supernet, int, int]]:
-    """Of every preset, in each width of its partial channels, with the sizes of a batch and of an image; and one that no tile divides."""
-    found = {}
-    for config in [*PRESETS.values(), replace(PRESETS["darts-cifar10"], channels=20)]:
-        given = " ".join(option for option in config.space_options if option.startswith("partials"))
-        others = tuple(option for option in config.space_options if not option.startswith(("partials", "dropout")))
-        for partial in re.findall(r"\d+", given) or [None]:
-            options = others if partial is None else (*others, f"partials=[{partial},{partial}]")
-            changed, size = replace(config, space_options=options), SIZES[config.dataset]
-            found[config.space, config.channels, config.cells, config.batch_size, options, size] = changed, size
-    for config, size in found.values():
-        yield build_supernet(config, 10, 3), config.batch_size, size
-
-
-def cell_launches() -> None:
-    """Every cell of the supernets."""
-    from pamkd.ops import mixed_cell_cuda
-
-    for dtype, images, cell, size in cells():
-        spec = cell.spec
-        s0, weights, mix = (
-            meta(*shape, dtype=dtype) for shape in ((images, spec.channels, size, size), (spec.num_weights,), (spec.edges, spec.columns))
-        )
-        s1 = s0 if spec.inputs == 2 else None
-        nodes, *kept = mixed_cell_cuda.forward(s0, s1, weights, mix, spec.encode(), True)
-        mixed_cell_cuda.backward(nodes, s0, s1, weights, mix, nodes, *kept, spec.encode(), True, s1 is not None, True, True)
-
-
-def layer_launches() -> None:
-    """What precedes the cells of the supernets, and as in networks with these cells' widths the layers of separable convolutions."""
-    from pamkd.ops import relu_conv_norm_cuda
-
-    for dtype, images, cell, size in cells():
-        channels = cell.spec.channels
-        gain = meta(channels, dtype=dtype)
-        for c in {channels, *cell.in_channels}:
-            depthwise = meta(c, 1, 3, 3, dtype=dtype) if c == channels else None
-            x, pointwise = meta(images, c, size, size, dtype=dtype), meta(channels, c, 1, 1, dtype=dtype)
-            y, *kept = relu_conv_norm_cuda.forward(x, depthwise, pointwise, gain, gain, 1, 1, 1e-5)
-            relu_conv_norm_cuda.backward(y, x, depthwise, pointwise, gain, *kept, 1, 1, [1] * 5)
-
-
-def cells() -> Iterator[tuple[torch.dtype, int, Cell, int]]:
-    """Of the supernets that have GPU kernels: with dtypes, images of a batch and the size of the maps. TF32 changes float32 alone."""
-    for dtype in (torch.float32,) if torch.backends.cuda.matmul.allow_tf32 else (torch.float32, torch.bfloat16, torch.float16):
-        for supernet, images, size in supernets():
-            size = size // 8 if supernet.stem == "imagenet" else size
-            for cell in supernet.cells:
-                if not any("nor_conv_3x3" in names for names in cell.spec.candidates):
-                    yield dtype, images, cell, size
-                size = size // 2 if cell.spec.reduction else size
-
-
-# Operations -> calls of their launchers that reach every configuration.
-LAUNCHES: dict[str, Callable[[], None]] = {
-    "grs": grs_launches,
-    "flat_update": update_launches,
-    "mixed_cell": cell_launches,
-    "relu_conv_norm": layer_launches,
-}
-
-
-def launches(names: list[str]) -> list[Launch]:
-    """All different launches, with the switch for TF32 in both positions."""
+def launches(names: list[str], parts: int | None = None) -> list[Launch]:
+    """All different launches, or those of the first parts, with the switch for TF32 in both positions."""
     found: dict[Launch, None] = {}
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
         with recording() as made:
             for name in names:
-                LAUNCHES[name]()
+                list(itertools.islice(LAUNCHES[name](), parts))
         found |= dict.fromkeys(described(*launch) for launch in made)
     torch.set_float32_matmul_precision("highest")
     return list(found)
@@ -325,7 +228,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="compilations at a time")
     parser.add_argument("--quick", action="store_true", help="one configuration of each kernel, as the tests do")
     options = parser.parse_args()
-    found = launches(options.operations)
+    found = launches(options.operations, 1 if options.quick else None)
     if options.quick:
         found = list({(launch.module, launch.kernel): launch for launch in reversed(found)}.values())
     todo = [(launch, chip) for launch in found for chip in CHIPS]

@@ -7,7 +7,7 @@ Both sides take float32, or bfloat16 throughout. A lower bound is the larger of 
 products at the rate of the precision, everything else at that of float32; launches cost nothing in it.
 
 Ours is what `mixed_cell` and `relu_conv_norm` run on a GPU; the passes of one kind in a step, those of all learners and of both
-ends of a difference, are one call of the supernet, where the published composition makes one after another.
+ends of a difference, are one call of the supernet, whose learners the published composition runs one after another.
 A step is the passes of the schedule in `pamkd.trilevel` where all but the best learner have a teacher, for both sides, and
 leaves out on both what is less than a thousandth of the bytes: the updates, the perturbations and the similarity loss.
 """

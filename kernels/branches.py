@@ -45,7 +45,7 @@ REGISTERS = 255  # of a thread: left to itself, ptxas spills a few rather than h
 
 @triton.jit
 def whole(channels, VECTOR: tl.constexpr):
-    """A multiple of VECTOR in a form that shows it: `tl.multiple_of` tells the compiler nothing of what is chosen by a condition."""
+    """A multiple of VECTOR in a form that shows it to the compiler, which takes no hint on what is chosen by a condition."""
     return channels // VECTOR * VECTOR
 
 
@@ -166,7 +166,7 @@ def block_of(tile: int, vector: int) -> int:
     """Pixels of a block: eight numbers of each map per thread, more spill registers; half of that where channels are read one by one."""
     if tile == 16:
         return 64
-    return 16 if tile > 32 and vector == 1 else 32
+    return 16 if vector == 1 else 32
 
 
 def warps_of(tile: int) -> int:

@@ -104,7 +104,7 @@ def maps_kernel(
     images, height, width, to_height, to_width, pitch, nodes_pitch, c, k, parameters, grad_pitch,
     chunk_pixels, first, each, convolutions, branches, columns, piece,
     BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,  # of P at a time: the operands of three products do not fit into registers otherwise
+    ROWS: tl.constexpr,  # of P at a time: the operands of three products, in float32 of three passes each, take all registers otherwise
     SINGLE: tl.constexpr,  # one tile has all channels
 ):  # fmt: skip
     """dd of one chunk of pixels and TILE channels of a convolution, and what the chunk gives to its weights' gradients."""
@@ -268,8 +268,8 @@ class Backward:
             maps_kernel[(self.chunks, programs, self.sets)](
                 self.table, *self.maps, self.weights, self.mix, self.kept, grad, self.sums, self.pieces, self.maps_out,
                 *self._shape(grad_pitch), self.chunk_pixels, first, each, convolutions, self.branches, self.mix.shape[1], self.piece,
-                BLOCK=64 if self.tile == 16 else 16, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
-                PRECISION=self.precision, ROWS=min(self.tile, 32), SINGLE=self.c <= self.tile,
+                BLOCK=16 if self.tile > 16 else 64 if self.vector > 1 else 32, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
+                PRECISION=self.precision, ROWS=16, SINGLE=self.c <= self.tile,
                 num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
 

@@ -172,6 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         print(f"pamkd: {error}", file=sys.stderr)
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 130  # torchrun would start again what ended with another status
+    except KeyboardInterrupt:  # before a run listens to signals, or the second time
+        print("pamkd: interrupted at once; a run in progress has what its last checkpoint has (--resume)", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # who read the output, such as head, has enough; Python would complain when it flushes the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from pamkd import cli
+
 SMALL = "--epochs 2 --channels 2 --cells 3 --batch-size 64 --group-pairs 8 --no-tensorboard --threads 1 --log-every 1"
 
 
@@ -47,12 +49,22 @@ def test_search_prints_what_it_found(whole):
 
 
 def test_a_reader_that_has_enough_is_no_error():
-    code = "import sys; from pamkd import cli; cli.COMMANDS['doctor'] = (lambda argv: print('x' * 10**6), ''); cli.main(['doctor'])"
+    code = "from pamkd import cli; cli.COMMANDS['doctor'] = (lambda argv: print('x' * 10**6), ''); exit(cli.main(['doctor']))"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_an_interrupt_that_no_run_waits_for_is_one_sentence(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", (interrupted, ""))
+    assert cli.main(["doctor"]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("pamkd: interrupted") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from pamkd.reference.cell_spec import WeightSlice
 from pamkd.spaces.supernet import Cell, Supernet
 
 KEPT = 2  # edges that enter each node of a cell with two inputs
@@ -49,14 +46,12 @@ def along(network: Supernet, path: Tensor) -> Supernet:
 
 def path_cost(network: Supernet, path: Tensor) -> int:
     """Weights of the convolutions that a path keeps, in all cells."""
-    kept = path.tolist()
-    return sum(int(kept[cell.spec.reduction][p.edge][p.op]) * p.size for cell in network.cells for p in _operations(network, cell))
-
-
-def _operations(network: Supernet, cell: Cell) -> Iterator[WeightSlice]:
-    """Weights of the candidates, without those of operations that help beside them."""
-    names = network.candidates(cell.spec.reduction)
-    return (piece for piece in cell.spec.weights if piece.op < len(names[piece.edge]))
+    kept, cost = path.tolist(), 0
+    for cell in network.cells:
+        names, chosen = network.candidates(cell.spec.reduction), kept[cell.spec.reduction]
+        own = (piece for piece in cell.spec.weights if piece.op < len(names[piece.edge]))  # not those of operations that help beside them
+        cost += sum(piece.size for piece in own if chosen[piece.edge][piece.op])
+    return cost
 
 
 def _cell_of(network: Supernet, kind: int) -> Cell:

@@ -102,11 +102,6 @@ def _eager(operation: str, device: str) -> bool:
 _eager._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """`x.contiguous(memory_format=torch.channels_last)` of [n, c, h, w], which `torch.vmap` does not know."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def weight_sets(count: int, dims: Sequence[int | None], *tensors: Tensor | None) -> list[Any]:
     """Within `torch.vmap` over `count` weight sets, which lie along `dims`: the tensors with these sets as their first dimension."""
     given = zip(tensors, dims, strict=False)

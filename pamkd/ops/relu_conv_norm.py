@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pamkd.ops import relu_conv_norm_cuda
 from pamkd.ops._checks import check_integers, check_numbers, check_sets, check_tensors
-from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
 from pamkd.ops.mixed_cell import KERNEL_DTYPES
 from pamkd.ops.mixed_cell_cuda import accumulated
 from pamkd.reference import relu_conv_norm as reference
@@ -71,9 +71,9 @@ def relu_conv_norm(
         return y, mean, variance
     if not fused:
         y, mean, variance = reference.relu_conv_norm(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-        return channels_last(y), mean, variance
+        return y.movedim(1, -1).contiguous().movedim(-1, 1), mean, variance  # channels_last, in vmap too
     y, _, statistics = torch.ops.pamkd.relu_conv_norm_forward(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-    mean, _, variance = statistics.detach().view(3, *x.shape[:-4], -1)[..., : y.shape[-3]]
+    mean, _, variance = statistics.detach().reshape(3, *x.shape[:-4], -1)[..., : y.shape[-3]]
     return y, mean, variance
 
 
@@ -159,11 +159,13 @@ torch.library.register_autograd("pamkd::relu_conv_norm_forward", _backward, setu
 
 
 @torch.library.register_vmap("pamkd::relu_conv_norm_forward", lib=LIB)
-def _(info, dims, x, depthwise, pointwise, weight, bias, stride, dilation, eps):
+def _(info, dims, x, depthwise, pointwise, weight, bias, *options):
     sets = weight_sets(info.batch_size, dims, x, depthwise, pointwise, weight, bias)
-    y, mean, variance = relu_conv_norm(*sets, stride=stride, dilation=dilation, eps=eps)
-    # What lies between mean and variance is for the backward pass, which the call within keeps it for.
-    return (y, y.new_empty(0), torch.stack([mean, mean, variance], 1)), (0, None, 0)
+    if not on_cpu(x):
+        return torch.ops.pamkd.relu_conv_norm_forward(*sets, *options), (0, None, 1)
+    each = ([None if t is None else t[m] for t in sets] for m in range(info.batch_size))
+    layers = [torch.ops.pamkd.relu_conv_norm_forward(*tensors, *options) for tensors in each]
+    return tuple(torch.stack(results) for results in zip(*layers, strict=True)), (0, 0, 0)
 
 
 deny_double_backward("pamkd::relu_conv_norm_backward", "use pamkd.reference.relu_conv_norm.relu_conv_norm")

@@ -47,9 +47,8 @@ class ReproduceConfig:
 def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run what is missing and write the table. Raises ValueError for an unknown table or row; returns the files written."""
     scale = _scale(config)
-    root = config.out / config.scale
-    if scale.dataset == "folder" and config.data is not None:
-        root = config.out / f"{config.scale}-{config.data.resolve().name}"
+    pictures = f"-{config.data.resolve().name}" if config.data is not None and scale.dataset == "folder" else ""
+    root = config.out / (config.scale + pictures)
     if config.what == "figure1":
         return figure1(config, root)
     if config.what not in TABLES:

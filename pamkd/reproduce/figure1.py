@@ -3,7 +3,7 @@
 Three initial models V are trained by themselves, the second for a tenth of the steps. Then fresh W are trained for the same
 number of steps, taught by these V, which stay as they are: by nobody, as in MKD, KDCL and AFD (each by the V before it), and as in
 PAMKD, with its own lambda, a tenth of it, and the mean over pairs of groups. Architectures stand still. Accuracies are on the test images.
-The paper states neither dataset nor how weak its learner 2 was; at the scale `paper` this takes CIFAR-100 and the search of Sec. 4.2.
+The paper states neither dataset nor how weak its learner 2 was; at the scale paper this takes CIFAR-100 and the search of Sec. 4.2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from pamkd.reproduce.write import write_files
 from pamkd.runs.augmentation import augmentations
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.logs import write_json
+from pamkd.runs.options import DatasetName
 from pamkd.runs.schedule import cosine
 from pamkd.spaces.darts import Darts
 from pamkd.spaces.supernet import Supernet
@@ -88,7 +89,7 @@ METHODS: dict[str, Callable[[], TwoSets] | None] = {
 
 @dataclass(frozen=True)
 class Size:
-    dataset: Literal["digits", "cifar100", "folder"]
+    dataset: DatasetName
     epochs: int
     channels: int
     cells: int
@@ -212,8 +213,7 @@ class Scene:
             learners.append(SupernetLearner.create(self.network, alphas, v, w))
         parts = Pamkd().parts
         for step, batch, _ in self.steps():
-            trained = [learner for k, learner in enumerate(learners) if k != WEAK or step < self.total // 10]
-            parts.train_v(trained, batch, self.lr(step))
+            parts.train_v([learner for k, learner in enumerate(learners) if k != WEAK or step < self.total // 10], batch, self.lr(step))
         return learners
 
     def taught(self, learners: Sequence[SupernetLearner], kind: Callable[[], TwoSets] | None) -> list[SupernetLearner]:

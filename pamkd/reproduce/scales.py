@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pamkd.methods import METHODS
-from pamkd.reproduce.paper import IMAGENET16, Row
+from pamkd.reproduce.paper import Row
 from pamkd.runs import evaluate_presets
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate_config import EvaluateConfig
@@ -45,7 +45,6 @@ SCALES: dict[str, Scale] = {
 }
 # Where the channels of a scale cannot be divided into the parts of a space.
 CHANNELS = {"pcdarts": {"channels": 4}, "drnas": {"channels": 12}}
-FOLDERS = {IMAGENET16: "ImageNet16-120"}  # datasets that lie as folders of images below `--data`
 
 
 def columns(scale: Scale, row: Row) -> tuple[str, ...]:
@@ -72,7 +71,7 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | N
     base = PRESETS.get(f"{'darts1st' if row.space == 'darts' else row.space}-{dataset}")
     if base is None:
         raise ValueError(f"{row.key}: there is no preset of {row.space} on {dataset}, so the paper's setting is not known to this version")
-    return dataclasses.replace(base, **options | _place(dataset, data))
+    return dataclasses.replace(base, **options | ({"data": data} if data is not None else {}))
 
 
 def evaluation_config(scale: Scale, row: Row, column: str, seed: int, data: Path | None, threads: int) -> EvaluateConfig:
@@ -80,12 +79,5 @@ def evaluation_config(scale: Scale, row: Row, column: str, seed: int, data: Path
     if name is None:
         raise ValueError(f"{row.key}: there is no preset for an evaluation on {column}")
     preset = evaluate_presets.PRESETS[name]
-    options = {"seeds": (seed,), "threads": threads, "dataset": column}
-    return dataclasses.replace(preset, **scale.evaluation | options | _place(column, data))
-
-
-def _place(dataset: str, data: Path | None) -> dict[str, Any]:
-    """Where a dataset lies: in `data`, or in a folder of its own below that."""
-    if dataset in FOLDERS:
-        return {"dataset": "folder", "data": (data or Path("data")) / FOLDERS[dataset]}
-    return {} if data is None else {"data": data}
+    options: dict[str, Any] = {"seeds": (seed,), "threads": threads, "dataset": column}
+    return dataclasses.replace(preset, **scale.evaluation | options | ({"data": data} if data is not None else {}))

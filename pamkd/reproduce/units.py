@@ -46,9 +46,9 @@ class Unit:
     @classmethod
     def of(cls, row: Row, column: str, seed: int, search: SearchConfig, evaluation: EvaluateConfig, root: Path) -> Unit:
         """The unit with its folders below `root`, named by what is computed: another row that needs the same run finds it."""
-        changed = {"search": _changed(search), "evaluation": _changed(evaluation)}
+        configs = {"search": _changed(search), "evaluation": _changed(evaluation)}
         what: dict[str, Any] = {
-            part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in changed.items()
+            part: [pair for pair in pairs if pair[0] not in (*FREE, "seed", "seeds", "run")] for part, pairs in configs.items()
         }
         if search.dataset == "folder" and search.data is not None:  # other datasets are the same wherever they lie
             what["data"] = str(search.data.resolve())

@@ -20,7 +20,7 @@ class Collapse(NamedTuple):
 def judge(rows: Sequence[dict[str, Any]]) -> Collapse | None:
     """Whether the last of these epochs shows a collapse of any learner: too many skip connections, mixtures without entropy, or a
     rising eigenvalue."""
-    epoch, learners = rows[-1]["epoch"], range(len(rows[-1]["genotypes"]))
+    learners = range(len(rows[-1]["genotypes"]))
     for k in learners:
         share = _skip_share(rows[-1], k)
         if share > _most_skips(rows[-1], k):
@@ -31,11 +31,11 @@ def judge(rows: Sequence[dict[str, Any]]) -> Collapse | None:
         if share < LEAST_ENTROPY:
             good = max((row["epoch"] for row in rows if _entropy_share(row, k) >= LEAST_ENTROPY), default=rows[0]["epoch"])
             return Collapse(f"learner {k} can hardly change any more: its mixtures have {100 * share:.0f} % of their largest entropy", good)
-    measured = [(row["epoch"], row["eigenvalues"]) for row in rows if row.get("eigenvalues")]
-    if not measured or measured[-1][0] != epoch:
+    if not rows[-1].get("eigenvalues"):
         return None
     for k in learners:
-        good = rising([(at, values[k]) for at, values in measured])
+        stage = [row for row in rows if row.get("eigenvalues") and _candidates(row, k) == _candidates(rows[-1], k)]
+        good = rising([(row["epoch"], row["eigenvalues"][k]) for row in stage])
         if good is not None:
             return Collapse(f"the dominant eigenvalue of learner {k}'s architecture Hessian rises", good)
     return None
@@ -76,5 +76,6 @@ def _entropy_share(row: dict[str, Any], learner: int) -> float:
     return row["entropy"][learner] / largest if largest else 1.0
 
 
-def _candidates(row: dict[str, Any], learner: int) -> list[Sequence[str]]:
-    return [names for cell in row["operations"].values() for names in cell[learner]]
+def _candidates(row: dict[str, Any], learner: int) -> list[list[str]]:
+    """The operations of each edge: other ones in each stage of a search."""
+    return [list(names) for cell in row["operations"].values() for names in cell[learner]]

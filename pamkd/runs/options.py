@@ -19,6 +19,8 @@ from pamkd.runs.errors import OptionError
 from pamkd.runs.interrupt import seconds_of
 from pamkd.runs.logs import write_atomically
 
+DatasetName = Literal["digits", "cifar10", "cifar100", "imagenet16-120", "imagenet", "folder"]
+
 CONFIG_NAME = "config.yaml"  # in a run folder
 OF_THE_COMMAND = ("resume", "overwrite")  # what a command does with the folder: no part of what is saved there
 
@@ -45,7 +47,7 @@ FREE = (
 class RunOptions:
     """What a search and an evaluation have in common: the images, where the results go, and what computes them."""
 
-    dataset: Literal["digits", "cifar10", "cifar100", "imagenet16-120", "imagenet", "folder"] = "digits"
+    dataset: DatasetName = "digits"
     """Images. `folder` is any tree train/<class>/*.jpg, with test/<class>/*.jpg for an evaluation."""
     data: Path | None = None
     """Where the dataset lies (not needed for digits)."""

@@ -16,19 +16,26 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pamkd import cli
+from pamkd.report import ReportConfig
+from pamkd.reproduce import ReproduceConfig
 from pamkd.runs import bundle, checkpoint
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import USER_ERRORS, OptionError
 from pamkd.runs.evaluate_config import EvaluateConfig
-from pamkd.runs.options import as_arguments, parse, read_config, to_dict
+from pamkd.runs.export import ExportConfig
+from pamkd.runs.lookup import LookupConfig
+from pamkd.runs.options import RunOptions, as_arguments, parse, read_config
+from pamkd.runs.random_search import RandomConfig
 from pamkd.runs.replay import ReplayConfig, replay
 from pamkd.runs.search import build_supernet
 from pamkd.runs.search_state import SearchState, Step
+from pamkd.sweep import SweepConfig
 from pamkd.sweep.grid import Grid, read_grid
 from pamkd.trilevel.passes import Batch
 from tests.fuzz.child import examples, trace
@@ -113,19 +120,26 @@ def try_file(path: Path, content: bytes) -> None:
     assert all(isinstance(word, str) for word in read)
 
 
-options = st.sampled_from([f"--{name}".replace("_", "-") for name in (*to_dict(SearchConfig()), "preset", "config", "bogus", "help-me")])
-lines = st.lists(st.one_of(words, options), max_size=4)
+KINDS = (SearchConfig, EvaluateConfig, RandomConfig, LookupConfig, ReportConfig, ReproduceConfig, SweepConfig, ExportConfig, ReplayConfig)
 
 
-@examples(120)
-@given(lines)
-def test_any_line_is_parsed_or_refused(line):
-    trace(line)
+def line_of(kind: type) -> st.SearchStrategy[tuple]:
+    """Words and names of options for a command."""
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+    options = st.sampled_from([f"--{name}" for name in (*names, "preset", "config", "bogus", "help-me")])
+    return st.tuples(st.just(kind), st.lists(st.one_of(words, options), max_size=4))
+
+
+@examples(200)
+@given(st.sampled_from(KINDS).flatmap(line_of))
+def test_any_line_is_parsed_or_refused(given):
+    kind, line = given
+    trace((kind.__name__, line))
     COUNTS["tried"] += 1
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            parse(SearchConfig, line, {}, "pamkd search")
+            parse(kind, line, {}, "pamkd") if issubclass(kind, RunOptions) else tyro.cli(kind, args=line, prog="pamkd")
     except SystemExit as error:
         COUNTS["refused"] += 1
         assert error.code in (0, 2) and said.getvalue().strip() and "Traceback" not in said.getvalue()
@@ -198,7 +212,7 @@ tensors = st.sampled_from(
 spoils = st.tuples(st.integers(0, 200), st.one_of(st.none(), tensors), st.sampled_from(["tensor", "meta", "config", "step"]), anything)
 
 
-@examples(80)
+@examples(40)
 @given(st.lists(spoils, min_size=1, max_size=2))
 def test_any_bundle_is_replayed_or_refused(bundled, changes):
     """Parts taken away (None), or others in their place."""

@@ -75,6 +75,7 @@ def test_statistics_of_a_large_mean():
 
 @pytest.mark.parametrize("k", [1, pytest.param(3, marks=needs_compiler)])
 def test_sets_of_weights_share_a_call(k):
+    """With a leading dimension, and within `torch.vmap`."""
     sets = [[t for t in make(2, 4, 5, 4, 3, k, dtype=torch.float32) if t is not None] for _ in range(2)]
     for tensor in sets[1]:
         tensor.data = tensor.data.flip(0)
@@ -86,6 +87,9 @@ def test_sets_of_weights_share_a_call(k):
     results = layer(*together)
     cotangent = torch.randn(results[0].shape).to(DEVICE)
     gradients = torch.autograd.grad(results[0], together, cotangent)
+    mapped = torch.vmap(layer)(*together)
+    for one, other in zip((*mapped, *torch.autograd.grad(mapped[0], together, cotangent)), (*results, *gradients), strict=True):
+        assert torch.equal(one, other)
     for m, tensors in enumerate(sets):
         alone = there(tensors, torch.float32)
         expected = layer(*alone)

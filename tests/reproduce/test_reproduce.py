@@ -15,7 +15,7 @@ from scipy import stats
 from pamkd.cli import main
 from pamkd.reproduce import ReproduceConfig, reproduce
 from pamkd.reproduce.neighbours import nearest_rows
-from pamkd.reproduce.paper import C10, C100, IMAGENET16, TABLES
+from pamkd.reproduce.paper import C10, C100, TABLES
 from pamkd.reproduce.scales import SCALES, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
 from pamkd.reproduce.units import Measured
@@ -70,8 +70,7 @@ def test_every_row_at_the_scale_paper():
                 evaluation = evaluation_config(SCALES["paper"], row, column, 7, None, 0)
                 method, where = method_of(search), (name, row.key, column)
                 searched = row.options.get("dataset", column)
-                assert search.dataset == evaluation.dataset == "folder" if column == IMAGENET16 else search.dataset == searched, where
-                assert evaluation.dataset == ("folder" if column == IMAGENET16 else column), where
+                assert (search.dataset, evaluation.dataset) == (searched, column), where
                 assert (search.method, search.seed, search.order, evaluation.seeds) == (row.method, 7, "first", (7,)), where
                 if "/k-" not in row.key and row.key != "darts/plain-2":
                     assert search.learners == {"plain": 1, "cream": 1, "okddip": 3}.get(row.method, 2), where
@@ -195,9 +194,9 @@ def test_figure2_shows_neighbours(tmp_path):
 def test_figure1_has_a_bar_for_each_learner(tmp_path, capsys):
     """Before, nobody, MKD, KDCL, AFD and three settings of PAMKD, three learners each, all different; what is done is kept."""
     words = {"scale": "smoke", "seeds": (0,), "out": tmp_path, "threads": 1}
-    reproduce(ReproduceConfig("figure1", **words, rows=("nobody", "pamkd, l*")))
+    reproduce(ReproduceConfig("figure1", **words, rows=("nob*",)))
     few = json.loads((tmp_path / "smoke" / "figure1" / "seed-0.json").read_text())
-    assert list(few) == ["before", "nobody", "PAMKD, lambda 0.05"]
+    assert list(few) == ["before", "nobody"]
     paths = reproduce(ReproduceConfig("figure1", **words))
     seed = tmp_path / "smoke" / "figure1" / "seed-0.json"
     assert few.items() <= json.loads(seed.read_text()).items(), "what was there stays"

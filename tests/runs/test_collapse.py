@@ -79,6 +79,13 @@ def test_eigenvalues_of_any_learner():
     assert judge([*rows, row(23, named("PDARTS"))]) is None  # not measured in this epoch
 
 
+def test_eigenvalues_of_another_stage_do_not_count():
+    """What rises from one stage to the next is another network's."""
+    rows = [row(epoch, named("PDARTS"), [0.2, 0.1]) for epoch in range(0, 24, 2)]
+    rows += [row(epoch, named("PDARTS"), [0.2, 0.5], candidates=PRIMITIVES[:5], entropy=1.0) for epoch in range(24, 50, 2)]
+    assert all(judge(rows[: i + 1]) is None for i in range(len(rows)))
+
+
 def test_search_measures_and_goes_on(pictures, tiny):
     options = {"space": "nasbench201", "cells": 1, "learners": 1, "eigenvalue_every": 2, "epochs": 4}
     result = pamkd.Search(**tiny | options).run(*pictures)

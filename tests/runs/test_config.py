@@ -11,6 +11,7 @@ from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import OptionError
 from pamkd.runs.method import method_of
 from pamkd.runs.options import parse, read_config, save_config
+from pamkd.runs.search import build_supernet
 from pamkd.runs.search_presets import PRESETS
 
 
@@ -84,6 +85,12 @@ def test_bad_files(tmp_path, text, message):
         ({"method": "mkd", "warmup_v_epochs": 3}, "warmup_v_epochs is 3: needed is 0: method mkd has no weights V"),
         ({"method": "okddip"}, "learners is 2: needed is 3 or more for okddip with a leader"),
         ({"transfer": "logits"}, "transfer is 'logits': needed is one of grs"),
+        # Of types that the command line lets nobody give.
+        ({"precision": "float16"}, "precision is 'float16': needed is one of float32, bfloat16"),
+        ({"epochs": 2.5}, "epochs is 2.5: needed is a whole number"),
+        ({"group_pairs": True}, "group_pairs is True: needed is a whole number or None"),
+        ({"out": "runs/x"}, "out is 'runs/x': needed is a pathlib.Path or None"),
+        ({"space_options": ["partial=2"]}, "space_options is \\['partial=2'\\]: needed is a tuple, each entry a string"),
     ],
 )
 def test_bad_values(options, message):
@@ -94,3 +101,12 @@ def test_bad_values(options, message):
 def test_saved_file_is_plain_yaml(tmp_path):
     save_config(SearchConfig(out=tmp_path), tmp_path / "config.yaml")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["out"] == str(tmp_path)
+
+
+def test_a_gpu_stacks_passes_and_a_cpu_does_so_when_told():
+    told = [SearchConfig(), SearchConfig(stacked=True), SearchConfig(device="cuda"), SearchConfig(device="cuda", stacked=False)]
+    assert [config.stacked_passes for config in told] == [1, 4, 4, 1]  # two learners, both ends of a difference
+    assert [method_of(config).passes.stacked for config in told] == [False, True, True, False]
+    assert SearchConfig(stacked=True, learners=3, order="first").stacked_passes == 3
+    with pytest.raises(OptionError, match="space is 'prdarts': needed is another one with --stacked True"):
+        build_supernet(SearchConfig(space="prdarts", stacked=True), 10, 3)

@@ -20,7 +20,7 @@ from pamkd.runs.search import Search
 
 SEARCHES = {
     "darts": (20, {"epochs": 16}),
-    "stages": (8, {"space": "pdarts", "epochs": 6, "space_options": ("growth=1",), "order": "first"}),
+    "stages": (6, {"space": "pdarts", "epochs": 6, "space_options": ("growth=1",), "order": "first"}),
 }
 
 

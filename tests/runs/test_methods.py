@@ -119,6 +119,5 @@ def test_methods_search_other_spaces(method, space, pictures):
 
 
 def test_a_transfer_of_weights_cannot_follow_stages(pictures):
-    options = {"transfer": "l2w", "space": "pdarts"} | SPACES["pdarts"]
     with pytest.raises(OptionError, match="transfer is 'l2w': needed is another one for space pdarts: learners differ in size"):
-        Search(**TINY | options).run(*pictures)
+        Search(**TINY | SPACES["pdarts"] | {"transfer": "l2w", "space": "pdarts"}).run(*pictures)

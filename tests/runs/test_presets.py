@@ -12,7 +12,7 @@ from pamkd.runs.evaluate_presets import PRESETS as EVALUATIONS
 from pamkd.runs.evaluate_presets import arguments, preset_of
 from pamkd.runs.lookup import LookupConfig, lookup
 from pamkd.runs.options import save_config
-from pamkd.runs.schedule import linear
+from pamkd.runs.schedule import cosine, linear
 from pamkd.runs.search import build_supernet
 from pamkd.runs.search_presets import PRESETS as SEARCHES
 from pamkd.spaces.topology import Topology
@@ -157,6 +157,10 @@ def test_the_papers_evaluations(name):
     assert config.schedule == (linear_or_not if "imagenet" in name else "cosine") and config.momentum == 0.9
     if "imagenet" in name:
         assert (config.auxiliary_norm is True) == (space in ("pdarts", "prdarts", "darts-minus"))
+
+
+def test_cosine_schedule():
+    assert [cosine(0.025, 0.001, epoch, 50) for epoch in (0, 1, 25, 49)] == pytest.approx([0.025, 0.0249763, 0.013, 0.00102368], abs=5e-8)
 
 
 def test_linear_schedule():

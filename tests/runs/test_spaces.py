@@ -58,28 +58,6 @@ def test_foreign_options_of_a_space(options, message, pictures, tiny):
         Search(**tiny | options).run(*pictures)
 
 
-@pytest.mark.parametrize(
-    ("space", "option", "message"),
-    [
-        ("pdarts", {"skips": -1}, "skips is -1: needed is a whole number"),
-        ("pdarts", {"growth": 1.5}, "growth is 1.5: needed is a whole number"),
-        ("pdarts", {"dropout": [0.1]}, "needed are 3 numbers"),
-        ("pcdarts", {"partial": 0}, "partial is 0: needed is a whole number of 1"),
-        ("pcdarts", {"partial": 5}, "partial channels need a multiple of 5"),
-        ("drnas", {"partials": [6]}, "needed are 0 numbers"),
-        ("drnas", {"partials": [4, 6]}, r"partials are \[4, 6\]: needed are falling divisors of the number of channels, 24"),
-        ("drnas", {"partials": [8, 5]}, r"partials are \[8, 5\]"),
-        ("drnas", {"keep": [8]}, r"keep is \[8\]: needed are falling numbers of operations, 7 at most"),
-        ("drnas", {"keep": [0]}, r"keep is \[0\]"),
-        ("darts-minus", {"beta": "x"}, "beta is 'x': needed is a number"),
-        ("darts-minus", {"decay": "x"}, "decay is 'x': it is one of linear"),
-    ],
-)
-def test_impossible_options_of_a_space(space, option, message):
-    with pytest.raises(ValueError, match=message):
-        SPACES[space](channels=24, cells=3, **option)
-
-
 def test_options_of_a_space_reach_it(pictures, tiny):
     result = Search(**tiny | {"space": "darts-minus", "space_options": ("space=s2", "beta=0.5"), "epochs": 1}).run(*pictures)
     network = result.learners[0].network

@@ -201,6 +201,16 @@ def test_imagenet_stem(space):
         ("darts", {"drop_path": 1.0}, "drop_path is 1.0"),
         ("darts-minus", {"space": "s9"}, "space is 's9': it is one of s1, s2"),
         ("darts-minus", {"decay": "fast"}, "decay is 'fast': it is one of linear"),
+        ("darts-minus", {"beta": "x"}, "beta is 'x': needed is a number"),
+        ("pdarts", {"skips": -1}, "skips is -1: needed is a whole number"),
+        ("pdarts", {"growth": 1.5}, "growth is 1.5: needed is a whole number"),
+        ("pdarts", {"dropout": [0.1]}, "needed are 3 numbers"),
+        ("pcdarts", {"partial": 0}, "partial is 0: needed is a whole number of 1"),
+        ("drnas", {"partials": [6], "channels": 24}, "needed are 0 numbers"),
+        ("drnas", {"partials": [4, 6], "channels": 24}, r"partials are \[4, 6\]: needed are falling divisors of .*, 24"),
+        ("drnas", {"partials": [8, 5], "channels": 24}, r"partials are \[8, 5\]"),
+        ("drnas", {"keep": [8], "channels": 24}, r"keep is \[8\]: needed are falling numbers of operations, 7 at most"),
+        ("drnas", {"keep": [0], "channels": 24}, r"keep is \[0\]"),
     ],
 )
 def test_impossible_options(space, options, message):

@@ -94,10 +94,10 @@ def test_terms_of_second_order_darts(second_order, step, implicit, precision):
     """The published step crosses kinks; with a ten-thousandth of it the difference is the exact product, 1.8397313030 and 2.6287125581."""
     learner, train, valid = second_order
     parts = TriLevelStep(Passes(), Teaching(GroupRelativeSimilarity(), 0.0), sgd=SGD(0.9, 3e-4, 0.0), fd_step=step)
-    *_, update = parts.train_w(0, learner, train, valid, None, 0.025)
+    _, _, updates = parts.train_w([learner], train, valid, None, [], 0.025)
     _, _, u, direct = parts.validate_w([learner], valid)
     assert u[0].norm().item() == pytest.approx(5.7858539456, abs=1e-9)
-    terms = parts.hypergradient([learner], train, valid, None, None, [], [], [update], u, direct)
+    terms = parts.hypergradient([learner], train, valid, None, None, [], [], updates, u, direct)
     assert [cell.norm().item() for cell in terms.direct[0]] == pytest.approx([0.2285302300, 0.1911646020], abs=1e-9)
     assert [cell.norm().item() / 0.025 for cell in terms.through_w[0]] == pytest.approx(implicit, rel=precision)
 

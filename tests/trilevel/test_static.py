@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -30,8 +31,11 @@ def fake_problem(count, **options):
     return learners, train, valid
 
 
-@pytest.mark.parametrize(("order", "stacked"), [("first", False), ("second", False), ("second", True)])
-@pytest.mark.parametrize("name", READ_NOTHING)
+# Stacked passes with two weight sets and with one.
+CASES = [*itertools.product(READ_NOTHING, ["first", "second"], [False]), ("pamkd", "second", True), ("one", "second", True)]
+
+
+@pytest.mark.parametrize(("name", "order", "stacked"), CASES)
 def test_a_static_step_reads_nothing(name, order, stacked, transfer):
     with FakeTensorMode():
         learners, train, valid = fake_problem(3)
