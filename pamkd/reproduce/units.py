@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from pamkd.reproduce.paper import Row
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate import evaluate
 from pamkd.runs.evaluate_config import EvaluateConfig
+from pamkd.runs.evaluate_presets import PRESETS, preset_of
 from pamkd.runs.folder import from_checkpoint
-from pamkd.runs.options import FREE, RunOptions, to_dict
+from pamkd.runs.options import FREE, RunOptions, as_arguments, to_dict
 from pamkd.runs.search import search
 
 
@@ -89,9 +91,12 @@ class Unit:
         )
 
     def commands(self) -> str:
-        """The same by hand."""
-        words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in _changed(self.search) if name != "tensorboard")
-        return f"pamkd search {words}  &&  pamkd evaluate --run {self.search.folder}"
+        """The same by hand: what differs from the defaults, and for the evaluation from the preset that its run implies."""
+        implied = preset_of(self.search.space, self.evaluation.dataset)
+        search = as_arguments(SearchConfig, dict(_changed(self.search)), "search")
+        changed = dict(_changed(self.evaluation, PRESETS[implied] if implied else EvaluateConfig()))
+        evaluation = as_arguments(EvaluateConfig, {"run": changed.pop("run"), "dataset": self.evaluation.dataset} | changed, "evaluation")
+        return f"pamkd search {shlex.join(search)}  &&  pamkd evaluate {shlex.join(evaluation)}"
 
 
 def digest(what: Any) -> str:
@@ -109,7 +114,7 @@ def gather(units: Sequence[Unit]) -> dict[tuple[str, str], list[Measured]]:
     return found
 
 
-def _changed(config: RunOptions) -> list[tuple[str, Any]]:
-    """The options that are not those of the command line without any."""
-    default = to_dict(type(config)())
-    return [(name, value) for name, value in to_dict(config).items() if value != default[name]]
+def _changed(config: RunOptions, default: RunOptions | None = None) -> list[tuple[str, Any]]:
+    """The options that are not those of `default`, by default of the command line without any."""
+    values = to_dict(default or type(config)())
+    return [(name, value) for name, value in to_dict(config).items() if value != values[name]]

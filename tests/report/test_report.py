@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ def test_impossible_genotype(search_run):
 
 def test_text_is_escaped(search_run):
     bad = '<script>alert("1")</script>&amp;'
-    run = search_run("run<b>", data=bad, done=1)
+    run = search_run("run<b>", data=Path(bad), done=1)
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps(manifest | {"command": bad, "started": bad, bad: {bad: [bad]}}))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import fnmatch
 import json
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +18,18 @@ from scipy import stats
 
 from pamkd.cli import main
 from pamkd.reproduce import ReproduceConfig, reproduce
+from pamkd.reproduce.command import _scale
 from pamkd.reproduce.neighbours import nearest_rows
 from pamkd.reproduce.paper import C10, C100, TABLES
-from pamkd.reproduce.scales import SCALES, evaluation_config, search_config
+from pamkd.reproduce.scales import SCALES, columns, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
 from pamkd.reproduce.units import Measured
 from pamkd.reproduce.write import cells, write_table
+from pamkd.runs import evaluate_presets
+from pamkd.runs.config import SearchConfig
+from pamkd.runs.evaluate_config import EvaluateConfig
 from pamkd.runs.method import method_of
+from pamkd.runs.options import parse, save_config
 
 
 def test_rows_of_the_paper():
@@ -149,6 +158,33 @@ def test_list_runs_nothing(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("to run ") == 6 * 5 and "--transfer l2w" in said and "--transfer grs" not in said and "pamkd evaluate --run" in said
     assert not list(tmp_path.rglob("config.yaml")) and "–" in paths[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "rows", "more"),
+    [
+        ("table3", "pcdarts-imagenet/okddip", {"scale": "paper"}),
+        ("table3", "pdarts-cifar100/mkd", {"scale": "paper"}),
+        ("table4", "*/cream", {"scale": "paper"}),
+        ("table6", "prdarts/no-1st", {"scale": "paper"}),
+        ("figure3", "pdarts/lambda-0.1", {}),
+        ("table1", "darts/plain", {"data": Path("some pictures")}),
+    ],
+)
+def test_listed_commands_give_the_same_runs(what, rows, more, tmp_path, capsys):
+    config = ReproduceConfig(what, rows=(rows,), seeds=(3,), list=True, out=tmp_path, threads=1, **more)
+    reproduce(config)
+    (row,) = (row for row in TABLES[what].rows if fnmatch.fnmatchcase(row.key, rows))
+    scale = _scale(config)
+    for line, column in zip(capsys.readouterr().out.splitlines(), columns(scale, row), strict=True):
+        search, evaluation = (shlex.split(part)[2:] for part in line.split(f"{column} seed 3: ")[1].split("&&"))
+        found = parse(SearchConfig, search, {}, "pamkd search")
+        assert dataclasses.replace(found, out=None) == search_config(scale, row, column, 3, config.data, 1)
+        found.folder.mkdir(parents=True)
+        save_config(found, found.folder / "config.yaml")
+        run = parse(EvaluateConfig, evaluate_presets.arguments(evaluation), evaluate_presets.PRESETS, "pamkd evaluate")
+        expected = evaluation_config(scale, row, column, 3, config.data, 1)
+        assert run.run == found.out and dataclasses.replace(run, run=None, out=None) == expected
 
 
 @pytest.mark.parametrize(
