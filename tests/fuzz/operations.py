@@ -57,6 +57,8 @@ def spoil(arguments: list, changes: list[tuple[int, int]]) -> list[str]:
         holder, index = every[where % len(every)]
         kinds = changes_of(holder[index])
         kind = list(kinds)[which % len(kinds)]
+        if kind == "vast" and any(what.endswith(kind) for what in done):
+            continue  # two of one shape are a correct call, which would never end
         try:
             holder[index] = kinds[kind](holder[index])
         except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError, AttributeError):

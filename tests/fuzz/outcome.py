@@ -60,6 +60,8 @@ def assert_equal(name: str, operation: Operation, arguments: list, result: Any) 
             continue
         # `none` is 0 here and 0 * state there, which is NaN for a state that is not finite.
         hides = name in ("mixed_cell", "disturbed_cell") and any(not names or "none" in names for names in arguments[4].candidates)
+        # Of a kernel that is not finite, taps on the padding are 0 * infinity there and left out here.
+        hides |= name == "stencils" and not all(bool(kernel.isfinite().all()) for kernel in arguments[1])
         assert_close(ours_, eager_, truth_, slack=_relations(name, arguments, ours_.dtype), hides=hides)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -96,9 +97,9 @@ def test_kills(name, pictures, tiny, tmp_path, monkeypatch):
         resume = run.exists() or checkpoint.previous(run).exists()
         return lambda: Search(SearchConfig(out=tmp_path / folder, resume=resume, **tiny)).run(*pictures)
 
-    start = time.monotonic()
     assert os.waitpid(in_a_process(search("whole")), 0)[1] == 0
-    step, moments = (time.monotonic() - start) / (4 * options["epochs"]), random.Random(0)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    epoch, moments = min(row["seconds"] for row in rows if row["kind"] == "epoch"), random.Random(0)
     for kill in range(kills):
         with monkeypatch.context() as patch:
             if kill % 2 and kill // 2 < len(MOMENTS):
@@ -112,7 +113,7 @@ def test_kills(name, pictures, tiny, tmp_path, monkeypatch):
                     assert os.waitpid(process, os.WNOHANG) == (0, 0)
                     changes -= written != (written := size(metrics))
                     time.sleep(0.002)
-                time.sleep(moments.uniform(0, 2 * step))
+                time.sleep(moments.uniform(0, 0.5 * epoch))
                 os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
