@@ -34,11 +34,12 @@ class Scale:
 SCALES: dict[str, Scale] = {
     "paper": Scale(tuple(range(10)), None, {}, {}),
     # Handwritten digits, a supernet of 3 cells and 4 channels, first order as all rows of the paper's tables: a minute a run on one core.
-    # `of_images`: a quarter of an hour a run on 10,000 images.
+    # `of_images`: a quarter of an hour a run on 10,000 images. arch_lr: of 6e-3, 5e-2, 1e-1 and 2e-1 the one that leaves plain searches
+    # (seeds 101 and 102) the lowest validation loss; with a preset's 6e-3 so few steps hardly move an architecture.
     "small": Scale(
         tuple(range(5)),
         "digits",
-        {"epochs": 10, "channels": 4, "cells": 3, "lr": 0.05, "arch_lr": 6e-3},
+        {"epochs": 10, "channels": 4, "cells": 3, "lr": 0.05, "arch_lr": 5e-2},
         {"epochs": 10},
     ),
     "smoke": Scale((0, 1), "digits", {"epochs": 1, "channels": 2, "cells": 3, "lr": 0.05}, {"channels": 2, "cells": 3, "epochs": 1}),
