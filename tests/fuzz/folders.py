@@ -106,7 +106,7 @@ def try_folder(root: Path, files: list[tuple], image_size: int | None, train: bo
     for folder, name, mode, size, frames, how, where in (*files, *(HALVES if whole else ())):
         path = root / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink() or path.is_dir():
+        if path.is_symlink() or path.is_dir() or path.is_fifo():
             continue
         write(path, mode, size, frames)
         spoil(path, how, where)
