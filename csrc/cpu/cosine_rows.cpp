@@ -6,13 +6,7 @@ namespace pamkd {
 namespace PAMKD_LEVEL {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kPanelRows = 12;
-#elif defined(__AVX2__)
-constexpr int kPanelRows = 6;
-#else
-constexpr int kPanelRows = 4;
-#endif
+constexpr int kPanelRows = kBytes == 64 ? 12 : kBytes == 32 ? 6 : 4;
 constexpr int kPanelVectors = 2;
 
 // sums[r, :] = sum over k of left[r * stride + k] panel[k, :] for R rows; add: to what is there.

@@ -16,8 +16,9 @@ def draw_path(network: Supernet, alphas: Tensor, generator: torch.Generator) -> 
     Two edges are kept for each node, evenly drawn, with an operation other than none; cells with one input (NAS-Bench-201) keep all
     edges, `none` among the operations, as their genotypes do.
     """
-    path = torch.stack([torch.zeros_like(mix) for mix in network.mixtures(alphas)])
-    for kind, mix in enumerate(network.mixtures(alphas)):
+    mixtures = network.mixtures(alphas)
+    path = torch.stack([torch.zeros_like(mix) for mix in mixtures])
+    for kind, mix in enumerate(mixtures):
         spec, names = _cell_of(network, kind).spec, network.candidates(bool(kind))
         for node in range(spec.nodes):
             edges = [edge for edge in range(spec.edges) if spec.node(edge) == node]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pamkd.data import Augmentation, Batches, derived_seed, generator, load_dataset, number_of_classes
-from pamkd.distributed import Columns, Mesh, is_main_process, open_mesh
+from pamkd.distributed import Mesh, is_main_process, open_mesh
 from pamkd.runs import checkpoint
 from pamkd.runs.augmentation import augmentations
 from pamkd.runs.errors import CheckpointError
@@ -28,6 +28,8 @@ from pamkd.runs.options import FREE, first_difference, fixed
 from pamkd.spaces.architecture import Architecture, Network, network_of
 from pamkd.spaces.evaluation_network import EvaluationOutput, multiply_adds, share_batches
 from pamkd.trilevel.finite import Diverged
+
+IN_ORDER = {"drop_last": False, "shuffle": False}  # every test image once
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Evaluation:
         config = self.config = continued(self.config, mesh)
         columns = mesh.columns.group.size
         config.require(config.batch_size % columns == 0, "batch_size", f"a multiple of {columns}, the processes that share each batch")
-        images, _ = next(iter(self._test_batches(test, classes, plain, config.seeds[0]).epoch(0)))
+        images, _ = next(iter(self._batches(test, "test", classes, plain, config.seeds[0], **IN_ORDER).epoch(0)))
         channels, height, width = images.shape[1:]
         options: dict[str, Any] = {"channels": config.channels, "cells": config.cells, "classes": classes, "image_channels": channels}
         options |= {"stem": config.stem, "auxiliary": config.auxiliary > 0, "auxiliary_norm": config.auxiliary_norm}
@@ -122,36 +124,10 @@ class Evaluation:
             write_json(config.out / "result.json", found | {"genotype": genotype.to_json()})
         return result
 
-    def _test_batches(self, dataset: Dataset[Any], classes: int, plain: Augmentation | None, seed: int) -> Batches:
+    def _batches(self, dataset: Dataset[Any], stream: str, classes: int, augment: Augmentation | None, seed: int, **order: Any) -> Batches:
         config = self.config
-        return Batches(
-            dataset,
-            None,
-            config.batch_size,
-            seed=seed,
-            stream="test",
-            classes=classes,
-            augment=plain,
-            device=config.device,
-            workers=config.workers,
-            drop_last=False,
-            shuffle=False,
-        )
-
-    def _train_batches(self, dataset: Dataset[Any], classes: int, augment: Augmentation | None, seed: int, columns: Columns) -> Batches:
-        config = self.config
-        return Batches(
-            dataset,
-            None,
-            config.batch_size,
-            seed=seed,
-            stream="evaluation",
-            classes=classes,
-            augment=augment,
-            device=config.device,
-            workers=config.workers,
-            columns=columns,
-        )
+        made: dict[str, Any] = {"classes": classes, "augment": augment, "device": config.device, "workers": config.workers}
+        return Batches(dataset, None, config.batch_size, seed=seed, stream=stream, **made, **order)
 
     def _train(
         self,
@@ -164,13 +140,13 @@ class Evaluation:
         facts: dict[str, Any],
     ) -> None:
         config, watch, classes, mesh = self.config, Stopwatch(), state.options["classes"], state.mesh
-        steps = len(self._train_batches(train, classes, augment, config.seeds[0], mesh.columns))
+        steps = len(self._batches(train, "evaluation", classes, augment, config.seeds[0], columns=mesh.columns))
         done, total = (state.place * config.epochs + state.epoch) * steps + state.step, len(config.seeds) * config.epochs * steps
         with Progress(total, done=done, shown=mesh.main) as progress, interruptible(config.seconds) as stop:
             while state.place < len(config.seeds):
                 seed = config.seeds[state.place]
-                batches = self._train_batches(train, classes, augment, seed, mesh.columns)
-                test_batches = self._test_batches(test, classes, plain, seed)
+                batches = self._batches(train, "evaluation", classes, augment, seed, columns=mesh.columns)
+                test_batches = self._batches(test, "test", classes, plain, seed, **IN_ORDER)
                 while state.epoch < config.epochs:
                     for images, labels in batches.epoch(state.epoch, state.step):
                         loss = state.train(images, labels)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pamkd.data import Augmentation, Batches, generator, number_of_classes
-from pamkd.distributed import Columns, Mesh, open_mesh
+from pamkd.distributed import Mesh, open_mesh
 from pamkd.methods.method import StepReport, SupernetLearner
 from pamkd.runs import bundle, checkpoint
 from pamkd.runs.collapse import judge
@@ -98,8 +98,8 @@ class Search:
     ) -> SearchResult:
         config = self.config = continued(self.config, mesh)
         _check_mesh(config, mesh)
-        train_batches = self._batches(train, "train", classes, augment, mesh.columns)
-        valid_batches = self._batches(valid, "valid", classes, augment, mesh.columns)
+        train_batches = self._batches(train, "train", config.batch_size, classes, augment, columns=mesh.columns)
+        valid_batches = self._batches(valid, "valid", config.batch_size, classes, augment, columns=mesh.columns)
         check_batches = self._validation_batches(valid, classes, plain)
         images, _ = next(iter(check_batches.epoch(0)))
         supernet = build_supernet(config, classes, images.shape[1])
@@ -126,38 +126,17 @@ class Search:
             metrics.close()
         return self._finish(state, check_batches, metrics, folder)
 
-    def _batches(self, dataset: Dataset[Any], stream: str, classes: int, augment: Augmentation | None, columns: Columns) -> Batches:
+    def _batches(self, dataset: Dataset[Any], stream: str, size: int, classes: int, augment: Augmentation | None, **order: Any) -> Batches:
         config = self.config
-        return Batches(
-            dataset,
-            None,
-            config.batch_size,
-            seed=config.seed,
-            stream=stream,
-            classes=classes,
-            augment=augment,
-            device=config.device,
-            workers=config.workers,
-            columns=columns,
-        )
+        made: dict[str, Any] = {"classes": classes, "augment": augment, "device": config.device, "workers": config.workers}
+        return Batches(dataset, None, size, seed=config.seed, stream=stream, **made, **order)
 
     def _validation_batches(self, dataset: Dataset[Any], classes: int, plain: Augmentation | None) -> Batches:
         """All images once, in batches of nearly equal size and one fixed random order: BatchNorm takes its statistics from a batch,
         and those of one class would be others."""
-        config, count = self.config, len(dataset) if isinstance(dataset, Sized) else 0
-        size = math.ceil(count / max(1, math.ceil(count / config.batch_size)))
-        return Batches(
-            dataset,
-            None,
-            size,
-            seed=config.seed,
-            stream="check",
-            classes=classes,
-            augment=plain,
-            device=config.device,
-            workers=config.workers,
-            drop_last=False,
-        )
+        count = len(dataset) if isinstance(dataset, Sized) else 0
+        size = math.ceil(count / max(1, math.ceil(count / self.config.batch_size)))
+        return self._batches(dataset, "check", size, classes, plain, drop_last=False)
 
     def _facts(self, supernet: Supernet, images: Tensor) -> dict[str, Any]:
         alphas = supernet.init_alphas(generator(self.config.seed, "alphas")).numel()

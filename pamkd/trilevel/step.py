@@ -287,7 +287,7 @@ class TriLevelStep:
             return self._taught(who[i], learners[i], weights[i], output, taught_by[i], name + suffix)
 
         def train_terms(i: int, loss: Tensor, output: Output) -> list[Tensor]:
-            return [loss, taught(i, output, "w_train")] if shared and i in students else [loss]
+            return [loss, taught(i, output, "w_train")] if shared and i in taught_by else [loss]
 
         def taught_terms(j: int, loss: Tensor, output: Output) -> list[Tensor]:
             return [taught(students[j], output, "w_taught")]
