@@ -102,6 +102,11 @@ def _eager(operation: str, device: str) -> bool:
 _eager._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def channels_last(maps: Tensor) -> Tensor:
+    """[n, c, h, w] in channels_last, within `torch.vmap` too, which knows no memory format."""
+    return maps.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 def weight_sets(count: int, dims: Sequence[int | None], *tensors: Tensor | None) -> list[Any]:
     """Within `torch.vmap` over `count` weight sets, which lie along `dims`: the tensors with these sets as their first dimension."""
     given = zip(tensors, dims, strict=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pamkd.ops import mixed_cell_cuda
 from pamkd.ops._checks import check_cell, check_sets, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
+from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
@@ -60,7 +60,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     if s0.dtype not in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) or not has_kernel("mixed_cell", s0) or _must_be_composed(s0, spec):
         if s0.dim() == 5:
             return torch.stack([reference.mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
-        return reference.mixed_cell(s0, s1, weights, mix, spec).movedim(1, -1).contiguous().movedim(-1, 1)  # channels_last, in vmap too
+        return channels_last(reference.mixed_cell(s0, s1, weights, mix, spec))
     if s0.dim() == 5 and on_cpu(s0):
         return torch.stack([mixed_cell(*tensors, spec) for tensors in _each(s0, s1, weights, mix)])
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))

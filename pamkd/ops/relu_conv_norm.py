@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pamkd.ops import relu_conv_norm_cuda
 from pamkd.ops._checks import check_integers, check_numbers, check_sets, check_tensors
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
+from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
 from pamkd.ops.mixed_cell import KERNEL_DTYPES
 from pamkd.ops.mixed_cell_cuda import accumulated
 from pamkd.reference import relu_conv_norm as reference
@@ -71,7 +71,7 @@ def relu_conv_norm(
         return y, mean, variance
     if not fused:
         y, mean, variance = reference.relu_conv_norm(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
-        return y.movedim(1, -1).contiguous().movedim(-1, 1), mean, variance  # channels_last, in vmap too
+        return channels_last(y), mean, variance
     y, _, statistics = torch.ops.pamkd.relu_conv_norm_forward(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
     mean, _, variance = statistics.detach().reshape(3, *x.shape[:-4], -1)[..., : y.shape[-3]]
     return y, mean, variance
