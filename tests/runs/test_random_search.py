@@ -37,6 +37,7 @@ def test_run_folder(tmp_path):
     [
         ({"space": "x"}, "one of darts"),
         ({"samples": 0}, "1 or more"),
+        ({"batch_size": 1}, "batch_size is 1"),
         ({"resume": True}, "not resumed"),
         ({"max_time": "1h"}, "max_time is"),
     ],
