@@ -47,10 +47,10 @@ def words_of(place, channel, image, use, draws):
 
 
 @triton.jit
-def word_of(place, channel, image, use, draws):
-    """Word place % 4."""
+def pair_of(place, channel, image, use, draws):
+    """Of the words those of an even pixel and of the odd one behind it."""
     a, b, c, d = words_of(place, channel, image, use, draws)
-    return tl.where(place % 4 < 2, tl.where(place % 4 == 0, a, b), tl.where(place % 4 == 2, c, d))
+    return tl.where(place % 4 < 2, a, c), tl.where(place % 4 < 2, b, d)
 
 
 @triton.jit
@@ -82,13 +82,15 @@ def with_drawn(branch_ptr, z, row, column, to_width, image, channel, draws):
     """z [BLOCK, channels] of a branch: in its place noise where no pixel is read, with dropout where it is the pixel itself."""
     dtype: tl.constexpr = z.dtype
     size, edge = tl.load(branch_ptr + SIZE), tl.load(branch_ptr + MIX) // draws[ENTRIES]
-    place, image, channel = (row * to_width + column)[:, None], image[:, None], channel[None, :]
-    if size == 0:
-        a, b, c, d = words_of(place, channel, image, 3 * edge + NOISE, draws)
-        second = place % 4 >= 2
-        z = normal(tl.where(second, c, a), tl.where(second, d, b), place % 2 != 0, dtype)
-    elif (size == 1) & (tl.load(branch_ptr + POINTWISE) < 0) & (draws[SKIP_DROPPED] != 0):
-        z *= factors(word_of(place, channel, image, 3 * edge + SKIP, draws), draws[SKIP_DROPPED], dtype)
+    is_noise, is_itself = size == 0, (size == 1) & (tl.load(branch_ptr + POINTWISE) < 0)
+    if is_noise | (is_itself & (draws[SKIP_DROPPED] != 0)):
+        place = (row * to_width + column)[:, None]
+        first, second = pair_of(place, channel[None, :], image[:, None], 3 * edge + tl.where(is_noise, NOISE, SKIP), draws)
+        odd = place % 2 != 0
+        if is_noise:
+            z = normal(first, second, odd, dtype)
+        else:
+            z *= factors(tl.where(odd, second, first), draws[SKIP_DROPPED], dtype)
     return z
 
 

@@ -215,6 +215,8 @@ def node_mixture(
             table, *maps, weights, mean, squares, *shape, chunk_pixels, first,
             BLOCK=block, TILE=tile, VECTOR=vector, PRECISION=precision, num_warps=warps, num_stages=1, maxnreg=REGISTERS,
         )  # fmt: skip
+    if draws is not None and vector < 8:  # draws take registers: 16 bytes of a map per thread
+        block = max(16, block // 2)
     mixture_kernel[(triton.cdiv(pixels, block), groups * tiles, sets)](
         table, *maps, weights, mix, mean, squares, kept, y, *shape, y_pitch, chunk_pixels, chunks, first, each, branches, columns,
         *(draws or Draws()), eps,

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pamkd.kernels.draws import Draws, factors, normal, word_of, words_of
+from pamkd.kernels.draws import Draws, factors, normal, pair_of
 from pamkd.reference.disturbance import SKIP, Disturbance
 from tests.kernels.device import DEVICE
 
@@ -26,10 +26,8 @@ def numbers_kernel(
     dtype: tl.constexpr = noise_ptr.dtype.element_ty
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     place, channel, image = at % pixels, at // pixels % c, at // pixels // c
-    a, b, third, fourth = words_of(place, channel, image, use, draws)
-    second = place % 4 >= 2
-    noise = normal(tl.where(second, third, a), tl.where(second, fourth, b), place % 2 != 0, dtype)
-    word = word_of(place, channel, image, use, draws)
+    first, second = pair_of(place, channel, image, use, draws)
+    word, noise = tl.where(place % 2 != 0, second, first), normal(first, second, place % 2 != 0, dtype)
     tl.store(words_ptr + at, word.to(tl.int64), mask=at < count)
     tl.store(noise_ptr + at, noise, mask=at < count)
     tl.store(mask_ptr + at, factors(word, skip_dropped, dtype), mask=at < count)
