@@ -132,6 +132,23 @@ def test_double_backward_is_refused(name):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_forward_mode_is_refused(name):
+    """Of which PyTorch would make a derivative of 0."""
+    example = EXAMPLES[name]
+    values = [a.detach() if isinstance(a, Tensor) else a for a in example.arguments()]
+    place = next(i for i, value in enumerate(values) if isinstance(value, Tensor))
+
+    def of_one(function):
+        return torch.func.jvp(
+            lambda x: first(function(*values[:place], x, *values[place + 1 :])), (values[place],), (values[place].cos(),)
+        )[1]
+
+    assert of_one(example.reference).any()
+    with pytest.raises(NotImplementedError, match=f"{name}: .* has a forward-mode tangent"):
+        of_one(example.operation)
+
+
 def test_reference_is_twice_differentiable():
     e, groups = torch.randn(1, 6, 4, dtype=torch.float64, requires_grad=True), groups_of(6, 5, 3)
     assert torch.autograd.gradgradcheck(lambda x: reference.group_min_similarity(x, groups)[0], (e,))
