@@ -60,7 +60,7 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | N
     if row.method not in METHODS:
         raise ValueError(f"{row.key}: this version has no method {row.method}; it has {', '.join(METHODS)}")
     options: dict[str, Any] = {"space": row.space, "method": row.method, "order": "first", "seed": seed}
-    options |= {"threads": threads, "tensorboard": False} | row.options
+    options |= {"threads": threads} | row.options
     if scale.dataset is not None:
         options |= {"dataset": scale.dataset, "data": data} | CHANNELS.get(row.space, {})
         stages = getattr(SPACES[row.space], "stages", 1)  # each takes the same number of epochs

@@ -124,8 +124,6 @@ class SearchConfig(RunOptions):
     batches. Default: as keeps the processes busy (docs/scaling.md)."""
     log_every: int = 10
     """Steps between two rows of step metrics."""
-    tensorboard: bool = True
-    """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,7 +60,7 @@ class Search:
     def __init__(self, config: SearchConfig | None = None, **options: Any) -> None:
         if config is not None and options:
             raise TypeError("Search takes a SearchConfig or its options, not both")
-        self.config = config or SearchConfig(**{"tensorboard": False} | options)
+        self.config = config or SearchConfig(**options)
 
     @with_numerics
     def run(
