@@ -53,6 +53,7 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     Raises:
         TypeError: the tensors are not of one floating-point dtype, or on several devices.
         ValueError: a shape does not fit `spec`, or the nodes have one value per channel, whose variance BatchNorm cannot take.
+        NotImplementedError: differentiated twice, or in forward mode.
 
     Source: Liu et al., DARTS: Differentiable Architecture Search (ICLR 2019), equation 2 and the published cell.
     """

@@ -61,6 +61,7 @@ def relu_conv_norm(
     Raises:
         TypeError: the tensors differ in dtype or device, or are not floating-point.
         ValueError: a shape, stride, dilation or eps that is not listed above, or one value per channel.
+        NotImplementedError: differentiated twice, or in forward mode.
     """
     _check(x, depthwise, pointwise, weight, bias, stride, dilation, eps)
     fused = x.dtype in KERNEL_DTYPES.get(x.device.type, (x.dtype,)) and has_kernel("relu_conv_norm", x)

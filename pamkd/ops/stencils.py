@@ -53,6 +53,7 @@ def stencils(x: Tensor, depthwise: Sequence[Tensor], dilations: Sequence[int], *
     Raises:
         TypeError: the tensors differ in dtype or device, or are not floating-point.
         ValueError: a shape, dilation or stride that is not listed above, or nothing to compute.
+        NotImplementedError: differentiated twice, or in forward mode.
     """
     _check(x, depthwise, dilations, stride, pools)
     if x.dtype not in KERNEL_DTYPES or not has_kernel("stencils", x):

@@ -54,6 +54,8 @@ class ReproduceConfig:
 
 def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run what is missing and write the table. Raises ValueError for an unknown table or row; returns the files written."""
+    if config.threads < 0:
+        raise ValueError(f"threads is {config.threads}: needed is 0 (PyTorch's choice) or more")
     scale = _scale(config)
     pictures = f"-{config.data.resolve().name}" if config.data is not None and scale.dataset == "folder" else ""
     root = config.out / (config.scale + pictures)

@@ -77,7 +77,7 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, machine: Machi
     if row.method not in METHODS:
         raise ValueError(f"{row.key}: this version has no method {row.method}; it has {', '.join(METHODS)}")
     options: dict[str, Any] = {"space": row.space, "method": row.method, "order": "first", "seed": seed}
-    options |= machine.options | {"tensorboard": False} | row.options
+    options |= machine.options | row.options
     if scale.dataset is not None:
         options |= {"dataset": scale.dataset, "data": machine.data} | CHANNELS.get(row.space, {})
         stages = getattr(SPACES[row.space], "stages", 1)  # each takes the same number of epochs
