@@ -139,7 +139,9 @@ class SearchConfig(RunOptions):
         need(all("=" in word for word in self.space_options), "space_options", "words such as partial=2")
         need(self.eigenvalue_every >= 0, "eigenvalue_every", "0 (none) or more")
         need(0 <= self.lr_warmup_epochs < self.epochs, "lr_warmup_epochs", "0 or more and below the number of epochs")
-        need(self.arch_clip >= 0, "arch_clip", "0 (no clipping) or more")
+        need(self.lr > 0, "lr", "a positive number")
+        for option in ("lr_min", "momentum", "weight_decay", "clip", "arch_lr", "arch_weight_decay", "arch_clip"):
+            need(getattr(self, option) >= 0, option, "0 or more")
         need(self.batch_size >= 1, "batch_size", "1 or more")
         need(self.fd_step > 0, "fd_step", "a positive number")
         need(self.learner_rows is None or self.learner_rows >= 1, "learner_rows", "1 or more")
@@ -155,8 +157,8 @@ class SearchConfig(RunOptions):
         need(self.transfer is None or self.transfer in TRANSFERS, "transfer", f"one of {', '.join(TRANSFERS)}")
         kind, read = METHODS[self.method], readers(self.method, self.transfer)
         for option in OPTIONS:
-            who = self.method + (f" with transfer {self.transfer}" if self.transfer else "")
-            need(getattr(self, option) is None or option in read, option, f"nothing: method {who} does not read it")
+            who = self.method + (f" with transfer {self.transfer}" if self.transfer and "transfer" in read else "")
+            need(getattr(self, option) is None or option in read, option, f"None, as method {who} does not read it")
         fewest, most = kind.learners
         need(fewest <= self.learners <= most, "learners", f"{fewest if fewest == most else f'{fewest} or more'} for method {self.method}")
         need(kind.two_sets or self.warmup_v_epochs == 0, "warmup_v_epochs", f"0: method {self.method} has no weights V")
@@ -171,7 +173,7 @@ class SearchConfig(RunOptions):
         need((self.ramp_epochs or 0) >= 0, "ramp_epochs", "0 or more")
         need((self.adversarial_lr or 0) >= 0, "adversarial_lr", "0 or more")
         need((self.adversarial_decay or 0) >= 0, "adversarial_decay", "0 or more")
-        need((self.distill_weight or 0) >= 0, "distill_weight", "0 or more (lambda)")
+        need((self.distill_weight or 0) >= 0, "distill_weight", "0 or more")
         need(self.temperature is None or self.temperature > 0, "temperature", "a positive number")
         need((self.epsilon or 0) >= 0, "epsilon", "0 or more")
         need((self.group_pairs or 0) >= 0, "group_pairs", "0 (the batch size) or more")

@@ -72,6 +72,8 @@ class EvaluateConfig(RunOptions):
         need(0 <= self.lr_warmup_epochs < self.epochs, "lr_warmup_epochs", "0 or more and below the number of epochs")
         need(0 < self.lr_decay <= 1, "lr_decay", "a number above 0, 1 at most")
         need(self.clip >= 0, "clip", "0 (no clipping) or more")
+        need(self.momentum >= 0, "momentum", "0 or more")
+        need(self.weight_decay >= 0, "weight_decay", "0 or more")
         need(self.auxiliary >= 0, "auxiliary", "0 or more")
         need(0 <= self.drop_path < 1, "drop_path", "0 or more and below 1")
         need(0 <= self.label_smoothing < 1, "label_smoothing", "0 or more and below 1")

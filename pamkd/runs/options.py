@@ -79,6 +79,8 @@ class FolderOptions:
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():  # the command line has seen to it, the library's users may not
             self.require(_is(getattr(self, name), kind), name, _words(kind))
+        self.require(self.threads >= 0, "threads", "a number of threads, or 0: PyTorch's choice")
+        self.require(self.workers >= 0, "workers", "0 (none) or more processes")
         self.require(self.threads > 0 or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
         alone = not (self.download and started_with_others())
         self.require(alone, "download", "False with several processes: fetch the dataset in one process first")
@@ -93,7 +95,8 @@ class FolderOptions:
     def require(self, condition: bool, name: str, what: str) -> None:
         """Raise OptionError, naming the option and its value, unless the condition holds."""
         if not condition:
-            raise OptionError(f"{name} is {getattr(self, name)!r}: needed is {what}")
+            shown = "lambda (distill_weight)" if name == "distill_weight" else name
+            raise OptionError(f"{shown} is {getattr(self, name)!r}: needed is {what}")
 
 
 @dataclass(frozen=True)
