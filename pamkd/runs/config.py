@@ -140,9 +140,14 @@ class SearchConfig(RunOptions):
         need(self.eigenvalue_every >= 0, "eigenvalue_every", "0 (none) or more")
         need(0 <= self.lr_warmup_epochs < self.epochs, "lr_warmup_epochs", "0 or more and below the number of epochs")
         need(self.lr > 0, "lr", "a positive number")
-        for option in ("lr_min", "momentum", "weight_decay", "clip", "arch_lr", "arch_weight_decay", "arch_clip"):
+        need(0 <= self.momentum < 1, "momentum", "0 or more and below 1")
+        for option in ("lr_min", "weight_decay", "arch_lr", "arch_weight_decay"):
             need(getattr(self, option) >= 0, option, "0 or more")
-        need(self.batch_size >= 1, "batch_size", "1 or more")
+        for option in ("clip", "arch_clip"):
+            need(getattr(self, option) >= 0, option, "0 (no clipping) or more")
+        for option in ("batch_size", "log_every"):
+            need(getattr(self, option) >= 1, option, "1 or more")
+        need(abs(self.seed) < 2**62, "seed", "a number of less than 63 bits")
         need(self.fd_step > 0, "fd_step", "a positive number")
         need(self.learner_rows is None or self.learner_rows >= 1, "learner_rows", "1 or more")
         self._check_method()

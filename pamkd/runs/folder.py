@@ -24,6 +24,8 @@ def open_folder(config: FolderOptions, facts: dict[str, Any]) -> None:
     """Make `config.out` and write configuration and manifest. Raises ValueError where a run is, unless it may be overwritten."""
     folder = config.folder
     if (folder / CONFIG_NAME).exists():
+        if not (folder / MANIFEST).exists():  # which a run writes first
+            raise ValueError(f"{folder} holds a {CONFIG_NAME} that no run wrote ({MANIFEST} is missing): choose another --out")
         if not config.overwrite:
             way = "continue it with --resume, " if isinstance(config, RunOptions) else ""
             raise ValueError(f"{folder} already holds a run: {way}replace it with --overwrite, or choose another --out")

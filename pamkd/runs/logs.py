@@ -87,7 +87,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file in one step, so that a reader or a crash never meets half of it."""
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write the same table
     try:
         with naming(path):
             temporary.write_text(text)

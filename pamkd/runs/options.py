@@ -79,8 +79,8 @@ class FolderOptions:
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():  # the command line has seen to it, the library's users may not
             self.require(_is(getattr(self, name), kind), name, _words(kind))
-        self.require(self.threads >= 0, "threads", "a number of threads, or 0: PyTorch's choice")
-        self.require(self.workers >= 0, "workers", "0 (none) or more processes")
+        for option in ("threads", "workers", "cutout"):
+            self.require(getattr(self, option) >= 0, option, "0 or more")
         self.require(self.threads > 0 or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
         alone = not (self.download and started_with_others())
         self.require(alone, "download", "False with several processes: fetch the dataset in one process first")

@@ -212,7 +212,8 @@ def test_statistics():
         pair = (np.array(differences), np.zeros(len(differences)))
         exact = stats.permutation_test(pair, lambda a, b, axis: (a - b).mean(axis), permutation_type="samples", n_resamples=np.inf)
         assert Paired(differences).p == pytest.approx(exact.pvalue)
-    assert Paired((1.0,) * 5).p == 2 / 32
+    assert Paired((1.0,) * 5).p == 2 / 32 and Paired((1.0,) * 31).p == 2**-30  # of whose flips there are two milliards
+    assert Paired(()).p == 1
     assert str(Paired((-1.0, 2.0, -4.0))) == "-1.00 (2 lower, 1 higher; p = 0.75)"
     assert str(Paired((0.0, 2.0))) == "+1.00 (0 lower, 1 higher, 1 equal; p = 1.00)"
 

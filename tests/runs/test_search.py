@@ -14,7 +14,7 @@ import pamkd
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
-from pamkd.runs.folder import CHECKPOINT
+from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.search import Search
 from pamkd.trilevel.finite import Diverged
@@ -43,6 +43,13 @@ def test_five_lines(pictures, tiny):
     assert len(result.genotype.normal) == len(result.genotype.reduce) == 8
     assert result.learner == min((0, 1), key=result.valid_loss.__getitem__)
     assert_same(result, pamkd.Search(space="darts", learners=2, **tiny).run(train, valid))
+
+
+def test_a_folder_that_no_run_wrote_is_left_alone(tmp_path):
+    (tmp_path / CONFIG_NAME).write_text("mine: 1\n")
+    with pytest.raises(ValueError, match=r"holds a config.yaml that no run wrote \(manifest.json is missing\): choose another --out"):
+        open_folder(SearchConfig(out=tmp_path, overwrite=True), {})
+    assert (tmp_path / CONFIG_NAME).read_text() == "mine: 1\n"
 
 
 def test_seed_changes_everything(pictures, tiny):
