@@ -55,7 +55,6 @@ class RandomConfig(FolderOptions):
         super().__post_init__()
         self.require(self.space in SPACES, "space", f"one of {', '.join(SPACES)}")
         self.require(self.samples >= 1, "samples", "1 or more")
-        self.require(self.lr > 0, "lr", "a positive number")
         self.require(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")
         training_of(self)  # whose options are checked before an earlier run is overwritten
 
