@@ -22,6 +22,18 @@ def test_a_missing_gpu_is_refused_in_one_sentence(module, monkeypatch, capsys):
     assert end.value.code == 2 and "--device cuda needs a GPU" in said and len(said.splitlines()) == 1
 
 
+def test_float32_is_float32_on_both_sides(monkeypatch):
+    """cuDNN takes TF32 unasked."""
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    cudnn, tf32 = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
+    try:
+        cudnn.allow_tf32 = True
+        Bench("some", argparse.ArgumentParser(), rounds=1, gpu=True)
+        assert not cudnn.allow_tf32
+    finally:
+        cudnn.allow_tf32 = tf32
+
+
 def test_rates_stand_beside_those_of_a_known_chip(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", "--rounds", "1"])
     bench = Bench("some", argparse.ArgumentParser(), rounds=1)

@@ -64,6 +64,10 @@ class Augment:
         self.resized_crop, self.color_jitter = resized_crop, color_jitter
         self._constants: dict[tuple[torch.device, torch.dtype, bool], tuple[Tensor, Tensor]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without tensors on devices, which a worker process leaves alone."""
+        return vars(self) | {"_constants": {}}
+
     def __call__(self, images: Tensor, generator: torch.Generator, columns: Columns = WHOLE) -> Tensor:
         return self.apply(images, self.draw(images, generator, columns))
 

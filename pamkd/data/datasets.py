@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     classes: tuple[str, ...]
     labels: Tensor
     image_shape: tuple[int, int, int]
+    _statistics: Statistics | Callable[[], Statistics] | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process that was not forked gets: of a subset the numbers, in place of the dataset that knows them."""
+        return vars(self) | {"_statistics": self.statistics if callable(self._statistics) else self._statistics}
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -97,7 +97,7 @@ def _spread(run: Run) -> list[Point]:
 
 def _architecture(name: str, run: Run) -> Markup:
     genotype, _ = retained(run)
-    return join(el("h3", name), el("pre", genotype.describe()) if genotype else el("p", "None yet.", class_="none"))
+    return join(el("h3", name), el("pre", genotype.describe()) if genotype else el("p", "No genotype yet.", class_="none"))
 
 
 def _options(names: Sequence[str], runs: Sequence[Run]) -> Markup:

@@ -80,7 +80,7 @@ def evaluation_curves(run: Run) -> Markup:
 
 def epoch_end(run: Run) -> float:
     """Right end of the epoch axis: the epochs done or begun."""
-    return max(1, *(row["epoch"] + 1 for row in (*run.epochs, *run.steps)))
+    return max((row["epoch"] + 1 for row in (*run.epochs, *run.steps)), default=1)
 
 
 def _steps_per_epoch(run: Run) -> int:

@@ -99,12 +99,14 @@ def _read_rows(run: Run) -> None:
     for i, line in enumerate(lines):
         try:
             row = json.loads(line)
-            place = (row.get("seed", 0), int(row["epoch"]))
+            row["epoch"] = int(row["epoch"])
+            place = (row.get("seed", 0), row["epoch"])
             if row["kind"] == "epoch":
                 epochs[place] = row
             elif row["kind"] == "step":
-                steps[(*place, int(row["step"]))] = row
-        except (ValueError, KeyError, TypeError, AttributeError):
+                row["step"] = int(row["step"])
+                steps[(*place, row["step"])] = row
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             bad.append(i)
     run.epochs, run.steps = list(epochs.values()), list(steps.values())
     if bad == [len(lines) - 1]:

@@ -143,6 +143,3 @@ def genotype_text(genotype: Architecture | None) -> Markup:
 def seed_names(run: Run) -> str:
     seeds = run.config.get("seeds", run.config.get("seed", "unknown"))
     return ", ".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)
-
-
-Section = tuple[str, str, Markup]

@@ -15,17 +15,17 @@ from pamkd.spaces import SPACES
 from pamkd.transfer import TRANSFERS
 from pamkd.transfer.ensemble import Rule
 
+OneOfSpaces = Annotated[str, tyro.conf.arg(help=f"Search space: {', '.join(SPACES)} (docs/spaces.md).")]
+
 
 @dataclass(frozen=True)
 class SearchConfig(RunOptions):
     """Search an architecture with mutually teaching learners."""
 
-    space: str = "darts"
-    """Search space (docs/spaces.md)."""
+    space: OneOfSpaces = "darts"
     space_options: tuple[str, ...] = ()
     """What a space takes of its own, as name=value: `partial=2 stem=imagenet` (docs/spaces.md)."""
-    method: str = "pamkd"
-    """How the learners teach each other (docs/methods.md)."""
+    method: Annotated[str, tyro.conf.arg(help=f"How learners teach each other: {', '.join(METHODS)} (docs/methods.md).")] = "pamkd"
     learners: int = 2
     """K, a leader of okddip included. With 1 nobody teaches: plain DARTS."""
     order: Literal["first", "second"] = "second"
@@ -49,7 +49,7 @@ class SearchConfig(RunOptions):
     distill_weight: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """lambda, the weight of what is taught; default: the method's own (pamkd 0.5, others 1)."""
     temperature: float | None = None
-    """Softens predictions that are taught; default: the method's own."""
+    """Softens predictions that are taught; default: 1 (kdcl, 2nd-kdcl 2; okddip, one, afd 3; transfer ps 0.1)."""
     kdcl_rule: Rule | None = None
     """How the learners of kdcl and 2nd-kdcl form their teacher; default: minlogit."""
     okddip_leader: bool | None = None
@@ -70,8 +70,9 @@ class SearchConfig(RunOptions):
     """Steps between two updates of cream's meta network; default: 60."""
     meta_lr: float | None = None
     """Learning rate of cream's meta network; default: 1e-4."""
-    transfer: str | None = None
-    """What a better learner of pamkd teaches; default: grs."""
+    transfer: Annotated[
+        str | None, tyro.conf.arg(help=f"What a better learner of pamkd or no-1st teaches: {', '.join(TRANSFERS)}; default: grs.")
+    ] = None
     epsilon: float | None = None
     """Margin of the similarity hinge, Eq. (7); default: 0.01."""
     group_size: int | None = None
@@ -138,8 +139,15 @@ class SearchConfig(RunOptions):
         need(all("=" in word for word in self.space_options), "space_options", "words such as partial=2")
         need(self.eigenvalue_every >= 0, "eigenvalue_every", "0 (none) or more")
         need(0 <= self.lr_warmup_epochs < self.epochs, "lr_warmup_epochs", "0 or more and below the number of epochs")
-        need(self.arch_clip >= 0, "arch_clip", "0 (no clipping) or more")
-        need(self.batch_size >= 1, "batch_size", "1 or more")
+        need(self.lr > 0, "lr", "a positive number")
+        need(0 <= self.momentum < 1, "momentum", "0 or more and below 1")
+        for option in ("lr_min", "weight_decay", "arch_lr", "arch_weight_decay"):
+            need(getattr(self, option) >= 0, option, "0 or more")
+        for option in ("clip", "arch_clip"):
+            need(getattr(self, option) >= 0, option, "0 (no clipping) or more")
+        for option in ("batch_size", "log_every"):
+            need(getattr(self, option) >= 1, option, "1 or more")
+        need(abs(self.seed) < 2**62, "seed", "a number of less than 63 bits")
         need(self.fd_step > 0, "fd_step", "a positive number")
         need(self.learner_rows is None or self.learner_rows >= 1, "learner_rows", "1 or more")
         self._check_method()

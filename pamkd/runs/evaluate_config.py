@@ -70,6 +70,8 @@ class EvaluateConfig(RunOptions):
         need(self.lr > 0, "lr", "a positive number")
         need(self.schedule != "linear" or self.epochs > 5, "epochs", "more than 5 for the linear schedule")
         need(0 <= self.lr_warmup_epochs < self.epochs, "lr_warmup_epochs", "0 or more and below the number of epochs")
+        need(0 <= self.momentum < 1, "momentum", "0 or more and below 1")
+        need(self.weight_decay >= 0, "weight_decay", "0 or more")
         need(0 < self.lr_decay <= 1, "lr_decay", "a number above 0, 1 at most")
         need(self.clip >= 0, "clip", "0 (no clipping) or more")
         need(self.auxiliary >= 0, "auxiliary", "0 or more")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,16 @@ def test_fingerprint_of_files_and_subsets(files, tree):
     for indices in ([-1], [8]):
         with pytest.raises(ValueError, match="into a dataset of 8 images"):
             files.subset(indices)
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_worker_processes_that_are_not_forked_can_read(name, tree):
+    data = load_dataset(name, tree, image_size=8).subset([0, 6]).subset([1])
+    augment = Augment(data.mean, data.std)
+    augment(data[0][0][None], torch.Generator())
+    there, aside = pickle.loads(pickle.dumps((data, augment)))
+    assert torch.equal(there[0][0], data[0][0]) and there.labels.tolist() == [1] and there.mean == data.mean
+    assert torch.equal(aside(data[0][0][None], torch.Generator()), augment(data[0][0][None], torch.Generator()))
 
 
 def test_imagenet_is_resized_and_its_centre_cropped(tree):

@@ -21,6 +21,11 @@ def test_page_names_every_run_and_what_differs(search_run, tmp_path):
     assert len(page.charts) >= 6 + 2 * (2 + 1)  # curves, and for each run who teaches whom
 
 
+def test_a_run_that_has_just_begun(search_run, tmp_path):
+    page = read(write_comparison([search_run("old"), search_run("new", done=0, seed=1)], tmp_path / "page.html"))
+    assert "0 of 6" in page.text and "No genotype yet." in page.text
+
+
 def test_command_line(search_run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [str(search_run(name)) for name in ("a", "b")]

@@ -176,6 +176,16 @@ def test_damaged_field(search_run, field, value):
     read(write_report(run))
 
 
+def test_places_that_are_no_numbers(search_run):
+    run = search_run(epochs=3)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    places = {0: "0", 1: float("inf")}  # as no search writes them: one that can be read, and one that cannot
+    changed = [row | {"epoch": places.get(row["epoch"], row["epoch"])} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    page = read(write_report(run))
+    assert f"{len(rows) // 3} of {len(rows)} lines of metrics.jsonl cannot be read" in page.text
+
+
 def test_impossible_genotype(search_run):
     run = search_run()
     genotype = json.loads((run / "genotype.json").read_text())
