@@ -52,9 +52,10 @@ class Count:
         self.by_operation[name] += bytes
         self.launches_of[name] += 1
 
-    def seconds(self, device: str, column: int) -> float:
-        memory, *rates = CHIPS[device]
-        return max(self.bytes / memory, self.products / rates[column - 1] + self.others / rates[0])
+    def seconds(self, device: str, products: float) -> float:
+        """A lower bound, with so many operations of products per second."""
+        memory, others, *_ = CHIPS[device]
+        return max(self.bytes / memory, self.products / products + self.others / others)
 
 
 def total(parts: Iterable[tuple[int, Count]]) -> Count:
