@@ -1,4 +1,5 @@
-"""Steps that read nothing from the device: on fake tensors, where any read raises, and the same numbers as with skipped passes."""
+"""Steps that read nothing from the device: on fake tensors of another device than the CPU, where any read raises, and any mixture of
+devices; and the same numbers as with skipped passes."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from pamkd.methods import METHODS
 from pamkd.methods.pamkd import Pamkd
+from pamkd.ops._library import IMPLEMENTATIONS
 from pamkd.spaces.darts import Darts
 from pamkd.trilevel.difference import central_difference
 from pamkd.trilevel.finite import Diverged
@@ -22,12 +24,15 @@ READ_NOTHING = [name for name in METHODS if name not in ("cream", "afd")]
 
 
 def fake_problem(count, **options):
-    """Made in a FakeTensorMode: learners over a DARTS supernet, training batch, validation batch."""
+    """Made in a FakeTensorMode: learners over a DARTS supernet, training batch, validation batch. Autograd wants a GPU for tensors that are
+    said to be on one, but nothing for those of the device meta."""
+
+    def there(*shape, **dtype):
+        return torch.empty(shape, device="meta", **dtype)
+
     network = Darts(channels=2, cells=3, classes=3, image_channels=1, **options)
-    learners = [
-        Learner.create(network, torch.empty(2, 14, 8), *(torch.empty(network.num_weights) for _ in "vw"), number=k) for k in range(count)
-    ]
-    train, valid = (Batch(torch.empty(6, 1, 8, 8), torch.empty(6, dtype=torch.int64)) for _ in "tv")
+    learners = [Learner.create(network, there(2, 14, 8), *(there(network.num_weights) for _ in "vw"), number=k) for k in range(count)]
+    train, valid = (Batch(there(6, 1, 8, 8), there(6, dtype=torch.int64)) for _ in "tv")
     return learners, train, valid
 
 
@@ -36,7 +41,9 @@ CASES = [*itertools.product(READ_NOTHING, ["first", "second"], [False]), ("pamkd
 
 
 @pytest.mark.parametrize(("name", "order", "stacked"), CASES)
-def test_a_static_step_reads_nothing(name, order, stacked, transfer):
+def test_a_static_step_reads_nothing(name, order, stacked, transfer, monkeypatch):
+    for implementations in IMPLEMENTATIONS.values():
+        monkeypatch.setitem(implementations, "meta", "what a GPU has")
     with FakeTensorMode():
         learners, train, valid = fake_problem(3)
         options = {"transfer": transfer.__class__(group_size=2, pairs=5)} if name in ("pamkd", "no-1st") else {}
