@@ -20,6 +20,11 @@ def test_everything_works(capsys):
     assert all(name in text for name in EXAMPLES) and "everything works" in text and "FAILED" not in text
 
 
+def test_no_round_is_refused():
+    with pytest.raises(ValueError, match="rounds is 0: needed is 1 or more"):
+        doctor(DoctorConfig(rounds=0))
+
+
 def test_json_has_every_operation_and_dtype(capsys):
     assert doctor(DoctorConfig(json=True, rounds=1)) == 0
     found = json.loads(capsys.readouterr().out)
@@ -28,6 +33,11 @@ def test_json_has_every_operation_and_dtype(capsys):
     }
     assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
     assert found["build"]["instruction set"] in ("baseline", "avx2", "avx512")
+
+
+def test_without_timings_there_is_no_check():
+    with pytest.raises(ValueError, match="rounds is 0: needed is 1 or more"):
+        doctor(DoctorConfig(rounds=0))
 
 
 def test_wrong_result_fails(monkeypatch, capsys):

@@ -200,6 +200,8 @@ def _image_tensor(image: Any, index: int) -> Tensor:
     from PIL import Image
 
     if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise ValueError(f"the image of item {index} has pixels of more than 8 bits (mode {image.mode}): convert it to 8 bits")
         image = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     if isinstance(image, np.ndarray):
         if image.ndim == 3 and image.shape[2] in (1, 3):

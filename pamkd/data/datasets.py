@@ -235,7 +235,7 @@ def load_dataset(
     if name in ("cifar10", "cifar100"):
         return _cifar(name, root, train, download)
     if not root.is_dir():
-        raise FileNotFoundError(f"dataset folder {root} does not exist: give the one where {name} lies (--data PATH)")
+        raise FileNotFoundError(f"there is no folder {root}: give the one where the dataset {name} lies (--data PATH)")
     if name == "imagenet16-120":
         return Images(
             name,
@@ -388,7 +388,7 @@ def _to_tensor(picture: Image.Image) -> Tensor:
 
 def _parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`[function(item) for item in items]` on all cores; the first error ends it."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor() as pool:
         chunk = 64
         parts = [items[start : start + chunk] for start in range(0, len(items), chunk)]
         futures = [pool.submit(lambda part: [function(item) for item in part], part) for part in parts]

@@ -29,6 +29,8 @@ def read_imagenet16(root: Path, train: bool) -> tuple[Tensor, Tensor]:
             with path.open("rb") as file:
                 content = _Arrays(file, encoding="latin1").load()
             pixels, numbers = content["data"].reshape(-1, 3, SIZE, SIZE), np.asarray(content["labels"], dtype=np.int64)
+            if numbers.size and numbers.min() < 1:
+                raise ValueError(f"a label is {numbers.min()}; the first one is 1")
             kept = numbers <= CLASSES
             images.append(torch.from_numpy(pixels[kept]))
             labels.append(torch.from_numpy(numbers[kept] - 1))

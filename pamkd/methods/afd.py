@@ -88,7 +88,7 @@ class Afd(OneSet):
             encoders.append(learner.w.detach()[: learner.network.encoder_size].requires_grad_())
             weights = torch.cat([encoders[-1], learner.w[len(encoders[-1]) :]])
             maps.append(learner.network.feature_map(weights, learner.alphas.detach(), train.images))
-        layout = judge_layout(maps[0].shape[1], maps[0].shape[2])
+        layout = judge_layout(maps[0])
         here = self.rows.indices(len(learners))
         (everybody,) = self.rows.gather([[features.detach()] for features in maps])
         if not self._judges:
@@ -130,8 +130,9 @@ class Afd(OneSet):
         self._encoder_adam = [Adam(*(state[f"encoder_adam.{k}.{part}"].to(device) for part in parts)) for k in here]
 
 
-def judge_layout(channels: int, side: int) -> Layout:
-    """Weights of a discriminator: conv 2x2, BatchNorm, leaky relu, conv 2x2 of stride 2; 1x1 where the map is too small."""
+def judge_layout(maps: Tensor) -> Layout:
+    """A discriminator's weights for maps [n, c, h, w]: conv 2x2, BatchNorm, leaky relu, conv 2x2 of stride 2; 1x1 on smaller maps."""
+    channels, side = maps.shape[1], min(maps.shape[2:])
     first = min(2, side)
     second = min(2, side - first + 1)
     half = max(1, channels // 2)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 def mean_std(values: Sequence[float], digits: int = 2) -> str:
@@ -25,9 +26,15 @@ class Paired:
     @property
     def p(self) -> float:
         """Share of the 2^n ways to flip signs that make the mean at least as large in size."""
-        size = abs(sum(self.differences)) - 1e-12
-        flips = list(itertools.product((1, -1), repeat=len(self.differences)))
-        return sum(abs(sum(s * d for s, d in zip(signs, self.differences, strict=True))) >= size for signs in flips) / len(flips)
+        size, half = abs(sum(self.differences)) - 1e-12, len(self.differences) // 2
+        if size <= 0:
+            return 1.0
+        # Sums of all flips of each half: 2^(n / 2) numbers, where all at once would be 2^n.
+        first, second = (_flipped(part) for part in (self.differences[:half], self.differences[half:]))
+        second.sort()
+        above = len(second) - np.searchsorted(second, size - first)
+        below = np.searchsorted(second, -size - first, side="right")
+        return float((above + below).sum()) / 2 ** len(self.differences)
 
     def __str__(self) -> str:
         if not self.differences:
@@ -36,6 +43,14 @@ class Paired:
         ties = len(self.differences) - better - worse
         equal = f", {ties} equal" if ties else ""
         return f"{statistics.mean(self.differences):+.2f} ({better} lower, {worse} higher{equal}; p = {self.p:.2f})"
+
+
+def _flipped(differences: Sequence[float]) -> np.ndarray:
+    """[2^n]: the sums under all choices of signs."""
+    sums = np.zeros(1)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    return sums
 
 
 def paired(values: dict[int, float], reference: dict[int, float]) -> Paired:

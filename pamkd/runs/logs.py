@@ -25,7 +25,7 @@ class Metrics:
     def __init__(self, folder: Path | None, *, tensorboard: bool = False, writes: bool = True) -> None:
         self.rows: list[dict[str, Any]] = []
         self._path, self._writes = None if folder is None else folder / "metrics.jsonl", writes
-        self._writer = _summary_writer(folder) if tensorboard and folder is not None and writes else None
+        self._writer = summary_writer()(str(folder / "tensorboard")) if tensorboard and folder is not None and writes else None
 
     def write(self, row: dict[str, Any]) -> None:
         line = json.dumps(row)
@@ -62,14 +62,15 @@ class Metrics:
             self._writer.close()
 
 
-def _summary_writer(folder: Path) -> Any:
+def summary_writer() -> Any:
+    """TensorBoard's class. Raises MissingExtra where the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra(
-            "--tensorboard needs the package tensorboard: pip install 'pamkd[tensorboard]', or pass --no-tensorboard"
+            "--tensorboard needs the package tensorboard: pip install 'pamkd[tensorboard]', or leave --tensorboard away"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file in one step, so that a reader or a crash never meets half of it."""
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # others may write the same table
     try:
         with naming(path):
             temporary.write_text(text)

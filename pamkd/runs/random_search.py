@@ -56,6 +56,7 @@ class RandomConfig(FolderOptions):
         self.require(self.space in SPACES, "space", f"one of {', '.join(SPACES)}")
         self.require(self.samples >= 1, "samples", "1 or more")
         self.require(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")
+        training_of(self)  # whose options are checked before an earlier run is overwritten
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,26 @@ class RandomResult:
     genotype: Architecture
     valid_error: float
     tried: list[tuple[Architecture, float]]
+
+
+def training_of(config: RandomConfig) -> EvaluateConfig:
+    """How each drawn architecture is trained."""
+    return EvaluateConfig(
+        channels=config.channels,
+        cells=config.cells,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        auxiliary=0.0,
+        drop_path=0.0,
+        cutout=0,
+        seeds=(config.seed,),
+        device=config.device,
+        workers=config.workers,
+        threads=config.threads,
+        deterministic=config.deterministic,
+        tf32=config.tf32,
+    )
 
 
 def draw_architectures(config: RandomConfig, classes: int, image_channels: int) -> list[Architecture]:
@@ -87,25 +108,9 @@ def random_search(
     plain: Augmentation | None = None,
 ) -> RandomResult:
     """Train every drawn architecture on one dataset and count its errors on the other."""
-    small = EvaluateConfig(
-        channels=config.channels,
-        cells=config.cells,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        auxiliary=0.0,
-        drop_path=0.0,
-        cutout=0,
-        seeds=(config.seed,),
-        device=config.device,
-        workers=config.workers,
-        threads=config.threads,
-        deterministic=config.deterministic,
-        tf32=config.tf32,
-    )
-    tried = []
+    training, tried = training_of(config), []
     for genotype in draw_architectures(config, classes, image_channels):
-        result = Evaluation(small).run(genotype, train, valid, augment=augment, plain=plain, classes=classes)
+        result = Evaluation(training).run(genotype, train, valid, augment=augment, plain=plain, classes=classes)
         tried.append((genotype, result.test_error[0]))
     best, error = min(tried, key=lambda pair: pair[1])
     return RandomResult(best, error, tried)

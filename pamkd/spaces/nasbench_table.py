@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,18 +37,10 @@ class NasBenchTable:
         """
         with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
             rows = csv.DictReader(file)
-            names = [name for name in rows.fieldnames or () if name not in ("index", "architecture")]
-            if "architecture" not in (rows.fieldnames or ()) or not names:
-                raise ValueError(f"{path} is no table of NAS-Bench-201: needed is a column `architecture` and columns of accuracies")
-            columns: dict[str, dict[Topology, float]] = {name: {} for name in names}
-            for row in rows:
-                try:
-                    cell = Topology.parse(row["architecture"])
-                    for name in names:
-                        columns[name][cell] = float(row[name])
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
-        return cls(columns)
+            try:
+                return cls(_columns(rows))
+            except (csv.Error, EOFError, TypeError, ValueError, zlib.error) as error:
+                raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
 
     @classmethod
     def from_official(cls, api: Any, epochs: int = 200) -> NasBenchTable:
@@ -98,6 +91,20 @@ class NasBenchTable:
         if column not in self.columns:
             raise ValueError(f"the table has no column {column!r}; it has {', '.join(self.columns)}")
         return self.columns[column]
+
+
+def _columns(rows: csv.DictReader[str]) -> dict[str, dict[Topology, float]]:
+    names = [name for name in rows.fieldnames or () if name not in ("index", "architecture")]
+    if "architecture" not in (rows.fieldnames or ()) or not names:
+        raise ValueError("no table of NAS-Bench-201: needed is a column `architecture` and columns of accuracies")
+    columns: dict[str, dict[Topology, float]] = {name: {} for name in names}
+    for row in rows:
+        if None in row.values():
+            raise ValueError(f"{len(names)} accuracies and a cell are needed, and there are fewer entries")
+        cell = Topology.parse(row["architecture"])
+        for name in names:
+            columns[name][cell] = float(row[name])
+    return columns
 
 
 def _available(api: Any) -> Callable[[int], bool]:

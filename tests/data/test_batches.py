@@ -68,6 +68,7 @@ def test_random_transforms_repeat_and_leave_the_global_generators_alone():
         (lambda i: (torch.zeros(1, 2, 2), -1), "the label of item 0 is -1"),
         (lambda i: (torch.zeros(1, 2, 2), 0.5), "the label of item 0 is 0.5"),
         (lambda i: ("cat.jpg", 0), "the image of item 0 is a str"),
+        (lambda i: (Image.new("I;16", (2, 2)), 0), "the image of item 0 has pixels of more than 8 bits .mode I;16."),
         (lambda i: (torch.zeros(4, 2, 2), 0), r"the image of item 0 has shape \(4, 2, 2\)"),
         (lambda i: (torch.zeros(1, 2, 2, dtype=torch.int32), 0), r"the image of item 0 is torch\.int32"),
         (lambda i: (torch.zeros(1, 2, 2 + i), 0), r"the image of item 1 is \(1, 2, 3\) .* not \(1, 2, 2\) .* of item 0"),

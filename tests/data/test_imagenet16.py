@@ -46,6 +46,11 @@ class Code:
         (pickle.dumps({"labels": [1]}), ValueError, "train_data_batch_3 is no file of ImageNet16: KeyError"),
         (pickle.dumps({"data": np.zeros((1, 768), np.uint8), "labels": Code()}), ValueError, "it asks for (posix|nt).getcwd"),
         (pickle.dumps({"data": np.zeros((1, 700), np.uint8), "labels": [1]}), ValueError, "cannot reshape array of size 700"),
+        (
+            pickle.dumps({"data": np.zeros((2, 768), np.uint8), "labels": [3, 0]}),
+            ValueError,
+            "ImageNet16: .*a label is 0; the first",
+        ),
     ],
 )
 def test_other_files(root, content, error, message):

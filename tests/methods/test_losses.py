@@ -78,14 +78,14 @@ def test_mkd():
     torch.testing.assert_close(grad[0], 0.7 * (z[0].softmax(1) - mean).detach() / N)
 
 
-@pytest.mark.parametrize("name", ["mkd", "kdcl"])
-def test_identical_learners_have_nothing_to_learn(name):
+@pytest.mark.parametrize(
+    ("name", "options"), [("mkd", {}), ("afd", {}), *(("kdcl", {"rule": rule}) for rule in ("naive", "linear", "minlogit", "general"))]
+)
+def test_identical_learners_have_nothing_to_learn(name, options):
     outputs, batch = outputs_of(1)
     same = Output(*(part.detach().expand(2, -1, -1).clone().requires_grad_() for part in outputs))
-    if name == "mkd":
-        assert taught(build(name), same, batch).abs().max() < 1e-12
-    rule = {} if name == "mkd" else {"rule": "naive"}
-    assert taught(build(name, **rule), same, batch).abs().max() < 1e-12
+    assert taught(build(name, **options), same, batch).abs().max() < 1e-12
+    assert covariance_weights([(same.logits, batch.labels)]).tolist() == pytest.approx([0.5, 0.5]), "a singular covariance"
 
 
 @pytest.mark.parametrize("name", ["mkd", "kdcl", "okddip", "afd", "nes"])
@@ -331,7 +331,7 @@ def test_judgement_separates_what_it_is_trained_on():
     """AFD's discriminator and its Adam against torch.optim.Adam, on maps of two learners."""
     random = torch.Generator().manual_seed(1)
     maps = torch.randn(2, 6, 4, 5, 5, generator=random)
-    layout = judge_layout(4, 5)
+    layout = judge_layout(maps[0])
     flat = 0.3 * torch.randn(layout.size, generator=random)
     ours, theirs = flat.clone(), torch.nn.Parameter(flat.clone())
     adam, optimizer = Adam.like(flat), torch.optim.Adam([theirs], 5e-2, weight_decay=0.1)
@@ -346,5 +346,6 @@ def test_judgement_separates_what_it_is_trained_on():
         optimizer.step()
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-6)
     assert losses[-1] < 0.8 * losses[0]
-    for side in (1, 2, 3):
-        assert judgement(torch.ones(judge_layout(4, side).size), judge_layout(4, side), torch.randn(3, 4, side, side)).shape == (3,)
+    for size in ((1, 1), (2, 2), (3, 3), (4, 2), (1, 3)):
+        few = torch.randn(3, 4, *size)
+        assert judgement(torch.ones(judge_layout(few).size), judge_layout(few), few).shape == (3,)

@@ -192,10 +192,12 @@ def test_listed_commands_give_the_same_runs(what, rows, more, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("table9", "'table9' is no table or figure"),
+        ("table9", "'table9' is no table or figure that can be reproduced; those are figure1, figure2, figure3, table1"),
+        ("table5 --space dats", "space is 'dats': needed is one of darts"),
         ("table5 --rows nas/*", "no row of table5 matches nas/*"),
         ("figure1 --rows ensemble", "no row of figure1 matches ensemble"),
         ("figure1 --space pdarts", "leave --space pdarts away"),
+        ("figure1 --threads -1", "threads is -1: needed is 0"),
     ],
 )
 def test_mistakes_are_one_sentence(words, message, tmp_path, capsys):
@@ -211,7 +213,8 @@ def test_statistics():
         pair = (np.array(differences), np.zeros(len(differences)))
         exact = stats.permutation_test(pair, lambda a, b, axis: (a - b).mean(axis), permutation_type="samples", n_resamples=np.inf)
         assert Paired(differences).p == pytest.approx(exact.pvalue)
-    assert Paired((1.0,) * 5).p == 2 / 32
+    assert Paired((1.0,) * 5).p == 2 / 32 and Paired((1.0,) * 31).p == 2**-30  # of whose flips there are two milliards
+    assert Paired(()).p == 1
     assert str(Paired((-1.0, 2.0, -4.0))) == "-1.00 (2 lower, 1 higher; p = 0.75)"
     assert str(Paired((0.0, 2.0))) == "+1.00 (0 lower, 1 higher, 1 equal; p = 1.00)"
 

@@ -40,6 +40,7 @@ def test_run_folder(tmp_path):
         ({"space": "x"}, "one of darts"),
         ({"samples": 0}, "1 or more"),
         ({"train_portion": 1.0}, "between 0 and 1"),
+        ({"batch_size": 1}, "batch_size is 1"),
     ],
 )
 def test_wrong_options(options, message):

@@ -33,16 +33,26 @@ def test_csv(compressed, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", "is no table of NAS-Bench-201"),
+        ("a,b\n1,2\n", "table.csv, line 1: no table of NAS-Bench-201"),
         (TEXT.replace("88.66", "x"), r"line 2: could not convert string to float: 'x'"),
         (TEXT + "3,|none~0|,1,2\n", "line 5: no cell of NAS-Bench-201"),
-        (TEXT + f"3,{CELLS[0]},1\n", "line 5: "),
+        (TEXT + f"3,{CELLS[0]},1\n", "line 5: 2 accuracies and a cell are needed, and there are fewer entries"),
+        (TEXT + "3\n", "line 5: 2 accuracies and a cell are needed"),
+        (TEXT + "3," + 200_000 * "x", "line [45]: field larger than field limit"),
+        (TEXT + "3,\udcff", "line [0-5]: 'utf-8' codec can't decode"),
     ],
 )
 def test_foreign_files(text, message, tmp_path):
     path = tmp_path / "table.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=f"table.csv, {message}" if message.startswith("line") else message):
+        NasBenchTable.from_csv(path)
+
+
+def test_a_compressed_file_that_is_cut_short(tmp_path):
+    path = tmp_path / "table.csv.gz"
+    path.write_bytes(gzip.compress(TEXT.encode())[:-20])
+    with pytest.raises(ValueError, match=r"table.csv.gz, line \d: Compressed file ended before"):
         NasBenchTable.from_csv(path)
 
 
