@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pamkd.ops import disturbed_cell_composed, disturbed_cell_cuda
 from pamkd.ops._checks import check_cell
-from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
+from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, implement_on_cuda, register
 from pamkd.ops.mixed_cell import KERNEL_DTYPES, fake_backward, fake_forward, fits_kernel
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
@@ -24,8 +24,8 @@ define(
     "Tensor statistics, int[] spec, int[] draws, bool need_s0, bool need_s1, bool need_weights, bool need_mix) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
-LIB.impl("disturbed_cell_forward", disturbed_cell_cuda.forward, "CUDA")
-LIB.impl("disturbed_cell_backward", disturbed_cell_cuda.backward, "CUDA")
+implement_on_cuda("disturbed_cell_forward", disturbed_cell_cuda.forward)
+implement_on_cuda("disturbed_cell_backward", disturbed_cell_cuda.backward)
 
 
 def disturbed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec, disturbance: Disturbance) -> Tensor:
