@@ -104,7 +104,7 @@ class Cream(OneSet):
     def _admit(self, learner: SupernetLearner, path: Tensor, logits: Tensor, soft: Tensor, train: Batch) -> None:
         """Take the path where there is room, where it is much better than the worst, or better and cheaper."""
         accuracy = (logits.argmax(1) == train.labels).double().mean()
-        cost = torch.tensor(float(path_cost(learner.network, path)))
+        cost = torch.tensor(float(path_cost(learner.network, path)), device=accuracy.device)  # as that of entries from a checkpoint
         if len(self._board) == self.board_size:
             worst = self._board[-1]
             lead = accuracy - worst["accuracy"]
