@@ -156,7 +156,7 @@ class Evaluation:
                         progress.advance(f"{head}  train {loss:.3f}  {len(labels) / seconds:.0f} img/s")
                         if mesh.any(bool(stop)):
                             self._save(state)
-                            raise stop.interruption(f"with seed {seed} in epoch {state.epoch} step {state.step}", config.out)
+                            raise stop.interruption(f"with seed {seed} in epoch {state.epoch + 1} step {state.step}", config.out)
                     row = state.row(state.test(test_batches))
                     metrics.write(row)
                     metrics.scalars({f"{name}/seed_{seed}": row[name] for name in ("train_loss", "test_loss", "test_error")}, state.epoch)
@@ -236,7 +236,7 @@ class _State:
     def _finite(self, term: str, value: Tensor) -> float:
         number = value.item()
         if not math.isfinite(number):
-            where = f"with seed {self.config.seeds[self.place]} in epoch {self.epoch} step {self.step}"
+            where = f"with seed {self.config.seeds[self.place]} in epoch {self.epoch + 1} step {self.step}"
             raise Diverged(f"the {term} is {number} {where}: lower the learning rate or the clipping norm")
         return number
 
