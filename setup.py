@@ -48,8 +48,11 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
-        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments])
-        subprocess.check_call(["cmake", "--build", str(build)])
+        try:
+            subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), *arguments])
+            subprocess.check_call(["cmake", "--build", str(build)])
+        except FileNotFoundError as error:
+            raise SystemExit("pamkd is built with CMake 3.24 or later, which is not on PATH: pip install cmake ninja") from error
 
 
 setup(

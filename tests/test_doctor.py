@@ -35,6 +35,11 @@ def test_json_has_every_operation_and_dtype(capsys):
     assert found["build"]["instruction set"] in ("baseline", "avx2", "avx512")
 
 
+def test_without_timings_there_is_no_check():
+    with pytest.raises(ValueError, match="rounds is 0: needed is 1 or more"):
+        doctor(DoctorConfig(rounds=0))
+
+
 def test_wrong_result_fails(monkeypatch, capsys):
     good = EXAMPLES["pairwise_cosine"]
     monkeypatch.setitem(EXAMPLES, "pairwise_cosine", Example(lambda e: good.operation(e) * 1.01, good.reference, good.arguments))

@@ -30,7 +30,7 @@ class First {
 // Products of all rows are n^2 / 2, those of the groups count * size (size - 1) / 2; each times what a product costs in
 // its kernel: blocks of a tile share more loads, but every cosine is then looked up in memory.
 bool all_rows_cost_less(int64_t n, int64_t d, const Groups& groups) {
-  if (n > 46340) return false;  // indices of the cosines are int32_t
+  if (std::max(n, groups.size) > 46340) return false;  // indices of the cosines, and of pairs of a group's rows, are int32_t
   const double pairs = 0.5 * groups.count * groups.size * (groups.size - 1);
   return 0.5 * n * (n + 32) * (d + 16) + pairs * 32 < pairs * (1.5 * d + 16);
 }
@@ -164,6 +164,7 @@ template <class T>
 void min_similarity_gradient(const Set<T>& set, int64_t n, int64_t count, const T* grad, const T* similarity, const int64_t* pairs,
                              const char* op, T* gradient) {
   const int64_t d = set.d;
+  if (n == 0) return;
   // What malloc maps by itself is fresh: touching it page by page costs as much as computing it.
   const auto bytes = static_cast<size_t>(n * d) * sizeof(T);
   if (bytes >= size_t{1} << 25) prefer_huge_pages(gradient, bytes);
@@ -238,11 +239,11 @@ template <class T>
 void hinges(const T* teacher, const T* student, int64_t teachers, int64_t students, int64_t pairs, double eps, double factor, T* loss) {
   const int64_t parts = ceil_div(pairs, kHingePairs), all = teachers * students * parts;
   const Buffer<double> partial(all);
+  const auto hinge = PAMKD_PICK(hinge<T>);
   parallel_for(0, all, grain(4 * std::min(pairs, kHingePairs)), [&](int64_t begin, int64_t end) {
     for (int64_t a = begin; a < end; a++) {
       const int64_t k = a / parts / teachers, j = a / parts % teachers, p = a % parts * kHingePairs;
-      partial.get()[a] = PAMKD_PICK(hinge<T>)(teacher + (j * pairs + p) * 2, student + (k * pairs + p) * 2, std::min(kHingePairs, pairs - p),
-                                        static_cast<T>(eps));
+      partial.get()[a] = hinge(teacher + (j * pairs + p) * 2, student + (k * pairs + p) * 2, std::min(kHingePairs, pairs - p), static_cast<T>(eps));
     }
   });
   for (int64_t a = 0; a < teachers * students; a++) {

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 namespace pamkd {
 namespace {
@@ -22,9 +24,10 @@ Level supported() {
 Level chosen() {
   const Level best = supported();
   const char* wish = std::getenv("PAMKD_CPU_LEVEL");
-  for (Level level : {Level::baseline, Level::avx2})
-    if (wish && std::strcmp(wish, level_name(level)) == 0) return level < best ? level : best;
-  return best;
+  if (!wish || !*wish) return best;
+  for (Level level : {Level::baseline, Level::avx2, Level::avx512})
+    if (std::strcmp(wish, level_name(level)) == 0) return level < best ? level : best;
+  throw std::invalid_argument(std::string("PAMKD_CPU_LEVEL is ") + wish + "; needed is baseline, avx2 or avx512");
 }
 
 }  // namespace

@@ -388,7 +388,7 @@ def _to_tensor(picture: Image.Image) -> Tensor:
 
 def _parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`[function(item) for item in items]` on all cores; the first error ends it."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor() as pool:
         chunk = 64
         parts = [items[start : start + chunk] for start in range(0, len(items), chunk)]
         futures = [pool.submit(lambda part: [function(item) for item in part], part) for part in parts]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pamkd.reference.cell_spec import CellSpec
 
@@ -14,11 +15,14 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_dense(op: str, name: str, value: Any) -> None:
-    """TypeError unless the value is a tensor with strides."""
+    """TypeError unless the value is a tensor with strides, NotImplementedError where it is to be differentiated in forward mode."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} is a {type(value).__name__}; needed is a tensor")
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{op}: {name} is {'nested' if value.is_nested else value.layout}; needed is a dense tensor")
+    # PyTorch leaves the tangents of a registered operation's arguments behind, and its result would have a derivative of 0.
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise NotImplementedError(f"{op}: {name} has a forward-mode tangent; differentiate backward, or call what is in pamkd.reference")
 
 
 def check_tensors(op: str, **tensors: Tensor) -> None:

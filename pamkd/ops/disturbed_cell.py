@@ -45,6 +45,7 @@ def disturbed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, 
     Raises:
         TypeError: the tensors are not dense ones of one floating-point dtype on one device, or no cell or disturbance is given.
         ValueError: a shape does not fit `spec`, or the nodes have one value per channel.
+        NotImplementedError: differentiated twice, or in forward mode.
 
     Source: Zela et al., Understanding and Robustifying DARTS (ICLR 2020): noise and drop-path; Chen et al., Progressive
         DARTS (ICCV 2019): dropout after skip connections.

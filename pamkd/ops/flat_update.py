@@ -33,6 +33,7 @@ def sgd_update(
     Raises:
         TypeError: no dense tensors, or no numbers.
         ValueError: shapes, dtypes or devices that differ, or not [P] or [M, P].
+        NotImplementedError: differentiated in forward mode.
     """
     _check("sgd_update", weights=weights, buffer=buffer, gradient=gradient)
     check_numbers("sgd_update", lr=lr, momentum=momentum, weight_decay=weight_decay, clip=clip)
@@ -55,6 +56,7 @@ def perturb(point: Tensor, direction: Tensor, step: float) -> tuple[Tensor, Tens
     Raises:
         TypeError: no dense tensors, or no numbers.
         ValueError: shapes, dtypes or devices that differ, or not [P] or [M, P].
+        NotImplementedError: differentiated in forward mode.
     """
     _check("perturb", point=point, direction=direction)
     check_numbers("perturb", step=step)

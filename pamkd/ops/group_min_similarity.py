@@ -33,7 +33,7 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
         ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, tensors on different devices; a group
             index out of range, NaN or infinity in a row (on the CPU; on CUDA, where nothing waits for the
             device, the similarity of such a group is NaN).
-        NotImplementedError: differentiated twice.
+        NotImplementedError: differentiated twice, or in forward mode.
     """
     check_embeddings("group_min_similarity", "embeddings", embeddings)
     check_groups("group_min_similarity", "groups", groups, embeddings)

@@ -31,6 +31,7 @@ def grs_hinge(teacher: Tensor, student: Tensor, eps: float) -> Tensor:
     Raises:
         TypeError: no dense tensors of one floating-point dtype on one device, or eps is no number.
         ValueError: a wrong shape.
+        NotImplementedError: differentiated twice, or in forward mode.
     """
     check_tensors("grs_hinge", teacher=teacher, student=student)
     check_numbers("grs_hinge", eps=eps)

@@ -53,7 +53,7 @@ def grs_loss(
         ValueError: a wrong shape, R < 2, groups larger than the batch, an empty batch, unknown reduction; a
             group index out of range, NaN or infinity in a row (on the CPU; on CUDA, where nothing waits for the
             device, the similarity of such a group is NaN).
-        NotImplementedError: differentiated twice.
+        NotImplementedError: differentiated twice, or in forward mode.
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f"grs_loss: reduction is {reduction!r}; needed is 'sum' or 'mean'")

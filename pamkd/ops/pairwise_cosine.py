@@ -27,7 +27,7 @@ def pairwise_cosine(embeddings: Tensor) -> Tensor:
     Raises:
         TypeError: not floating point.
         ValueError: not [L, N, D], or empty; NaN or infinity in a row (on the CPU; on CUDA its cosines are NaN).
-        NotImplementedError: differentiated twice.
+        NotImplementedError: differentiated twice, or in forward mode.
     """
     check_embeddings("pairwise_cosine", "embeddings", embeddings)
     embeddings = readable("pairwise_cosine", embeddings)

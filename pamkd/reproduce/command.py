@@ -58,6 +58,8 @@ class ReproduceConfig:
 
 def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run what is missing and write the table. Raises ValueError for an unknown table or row; returns the files written."""
+    if config.threads < 0:
+        raise ValueError(f"threads is {config.threads}: needed is 0 (PyTorch's choice) or more")
     if config.space is not None and config.space not in SPACES:
         raise ValueError(f"space is {config.space!r}: needed is one of {', '.join(SPACES)}")
     if config.table is not None and (config.what, config.scale) != ("table4", "paper"):

@@ -72,7 +72,7 @@ def columns(scale: Scale, row: Row) -> tuple[str, ...]:
 def search_config(scale: Scale, row: Row, column: str, seed: int, machine: Machine) -> SearchConfig:
     """The search of one row, column and seed. Raises ValueError where no setting of the row's space on the dataset is known."""
     options: dict[str, Any] = {"space": row.space, "method": row.method, "order": "first", "seed": seed}
-    options |= machine.options | {"tensorboard": False} | row.options
+    options |= machine.options | row.options
     if scale.dataset is not None:
         options |= {"dataset": scale.dataset, "data": machine.data} | CHANNELS.get(row.space, {})
         stages = getattr(SPACES[row.space], "stages", 1)  # each takes the same number of epochs

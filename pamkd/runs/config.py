@@ -9,6 +9,7 @@ import tyro
 import yaml
 
 from pamkd.methods import METHODS
+from pamkd.runs.errors import OptionError
 from pamkd.runs.method import OPTIONS, readers
 from pamkd.runs.options import RunOptions
 from pamkd.spaces import SPACES
@@ -124,8 +125,6 @@ class SearchConfig(RunOptions):
     batches. Default: as keeps the processes busy (docs/scaling.md)."""
     log_every: int = 10
     """Steps between two rows of step metrics."""
-    tensorboard: bool = True
-    """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,7 +197,12 @@ class SearchConfig(RunOptions):
         need(self.kdcl_rule != "linear" or self.learners == 2, "kdcl_rule", f"another one {graphs}: its search ends where numbers say so")
 
     def options_of_the_space(self) -> dict[str, Any]:
-        return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in self.space_options)}
+        """What `space_options` mean, each value as YAML. Raises OptionError where one is none."""
+        try:
+            return {name: yaml.safe_load(value) for name, value in (word.split("=", 1) for word in self.space_options)}
+        except yaml.YAMLError as error:
+            why = " ".join(str(error).split())
+            raise OptionError(f"space_options are {list(self.space_options)}: needed are values such as 2 or [6,4] ({why})") from error
 
     @property
     def stacks(self) -> bool:

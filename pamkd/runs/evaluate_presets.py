@@ -129,7 +129,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     def given(option: str) -> Any:
         return value_of(argv, "--" + option.replace("_", "-")) or said.get(option)
 
-    run = run or said.get("run")
+    run = run or (None if said.get("run") is None else str(said["run"]))
     implied: list[str] = []
     dataset = given("dataset")
     space = next((space for begin, space in _SPACES.items() if str(given("genotype")).startswith(begin)), "darts")
@@ -142,7 +142,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
                 if saved.get(option) is not None and not given(option):
                     implied += ["--" + option.replace("_", "-"), str(saved[option])]
     if not given("out") and (run is not None or given("genotype")):
-        name = "cell" if space == "nasbench201" else Path(given("genotype") or "").stem
+        name = "cell" if space == "nasbench201" else Path(str(given("genotype") or "")).stem
         out = Path(run) / "evaluation" if run is not None else Path("runs") / f"{name}-{dataset or 'digits'}"
         implied += ["--out", str(out)]
     preset = preset_of(space, dataset or "digits")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pamkd.distributed import Mesh
 from pamkd.runs import checkpoint
-from pamkd.runs.logs import naming, write_json
+from pamkd.runs.logs import naming, summary_writer, write_json
 from pamkd.runs.manifest import launchers, manifest
 from pamkd.runs.options import CONFIG_NAME, FolderOptions, RunOptions, save_config
 
@@ -23,6 +23,8 @@ Options = TypeVar("Options", bound=RunOptions)
 def open_folder(config: FolderOptions, facts: dict[str, Any]) -> None:
     """Make `config.out` and write configuration and manifest. Raises ValueError where a run is, unless it may be overwritten."""
     folder = config.folder
+    if isinstance(config, RunOptions) and config.tensorboard:
+        summary_writer()  # before there is a folder that a second try would find
     if (folder / CONFIG_NAME).exists():
         if not (folder / MANIFEST).exists():  # which a run writes first
             raise ValueError(f"{folder} holds a {CONFIG_NAME} that no run wrote ({MANIFEST} is missing): choose another --out")

@@ -25,7 +25,7 @@ class Metrics:
     def __init__(self, folder: Path | None, *, tensorboard: bool = False, writes: bool = True) -> None:
         self.rows: list[dict[str, Any]] = []
         self._path, self._writes = None if folder is None else folder / "metrics.jsonl", writes
-        self._writer = _summary_writer(folder) if tensorboard and folder is not None and writes else None
+        self._writer = summary_writer()(str(folder / "tensorboard")) if tensorboard and folder is not None and writes else None
 
     def write(self, row: dict[str, Any]) -> None:
         line = json.dumps(row)
@@ -62,14 +62,15 @@ class Metrics:
             self._writer.close()
 
 
-def _summary_writer(folder: Path) -> Any:
+def summary_writer() -> Any:
+    """TensorBoard's class. Raises MissingExtra where the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra(
-            "--tensorboard needs the package tensorboard: pip install 'pamkd[tensorboard]', or pass --no-tensorboard"
+            "--tensorboard needs the package tensorboard: pip install 'pamkd[tensorboard]', or leave --tensorboard away"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter
 
 
 @contextmanager

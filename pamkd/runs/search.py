@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from pamkd.data import Augmentation, Batches, generator, number_of_classes
 from pamkd.distributed import Mesh, open_mesh
-from pamkd.methods.method import StepReport, SupernetLearner
+from pamkd.methods.method import SupernetLearner
 from pamkd.runs import bundle, checkpoint
 from pamkd.runs.collapse import judge
 from pamkd.runs.config import SearchConfig
@@ -29,7 +29,8 @@ from pamkd.runs.numerics import check_device, with_numerics
 from pamkd.runs.options import CONFIG_NAME, first_difference, read_config
 from pamkd.runs.schedule import cosine
 from pamkd.runs.search_data import load_halves
-from pamkd.runs.search_state import SearchState, Step, finite_or_none
+from pamkd.runs.search_rows import description, epoch_rows, status, step_row, stopped, summary, write_tensorboard
+from pamkd.runs.search_state import SearchState, Step
 from pamkd.spaces import SPACES
 from pamkd.spaces.architecture import Architecture, architecture_from_json
 from pamkd.spaces.supernet import Supernet
@@ -59,7 +60,7 @@ class Search:
     def __init__(self, config: SearchConfig | None = None, **options: Any) -> None:
         if config is not None and options:
             raise TypeError("Search takes a SearchConfig or its options, not both")
-        self.config = config or SearchConfig(**{"tensorboard": False} | options)
+        self.config = config or SearchConfig(**options)
 
     @with_numerics
     def run(
@@ -149,7 +150,7 @@ class Search:
         total = config.epochs * steps
         with Progress(total, done=state.epoch * steps + state.step, shown=mesh.main) as progress, interruptible(config.seconds) as stop:
             valid_stream = valid.forever(state.epoch * steps + state.step)
-            while state.epoch < config.epochs and not _stopped(metrics.rows):
+            while state.epoch < config.epochs and not stopped(metrics.rows):
                 epoch, phase = state.epoch, config.phase(state.epoch % state.stage_epochs)
                 lr = self._learning_rate(state)
                 method.begin_epoch(epoch, config.epochs)
@@ -167,8 +168,8 @@ class Search:
                         seconds = watch.lap()
                         state.add(report, seconds, len(batch[1]))
                         if state.step % config.log_every == 0:
-                            metrics.write(_step_row(report, epoch, state.step, number))
-                        progress.advance(_status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
+                            metrics.write(step_row(report, epoch, state.step, number))
+                        progress.advance(status(report, epoch, config.epochs, phase, len(batch[1]) / seconds))
                     state.step += 1
                     if mesh.any(bool(stop)):
                         self._save(state)
@@ -178,8 +179,8 @@ class Search:
                 if collapse is not None:
                     row |= {"collapse": collapse.reason, "good_epoch": collapse.good_epoch, "stopped": config.stop_on_collapse}
                 metrics.write(row)
-                _tensorboard(metrics, row)
-                progress.line(_summary(row, config.epochs))
+                write_tensorboard(metrics, row)
+                progress.line(summary(row, config.epochs))
                 if collapse is not None:
                     progress.line(f"collapse: {collapse.reason}; the last good epoch was {collapse.good_epoch + 1}")
                 watch.lap()
@@ -212,7 +213,7 @@ class Search:
             if not math.isfinite(loss):
                 raise Diverged(f"the validation loss of learner {k} is {loss} after epoch {state.epoch + 1}: lower the learning rate")
         means, rows = state.means(), state.mesh.rows
-        learners = rows.objects([_description(learner) for learner in state.learners])
+        learners = rows.objects([description(learner) for learner in state.learners])
         cell_types = state.learners[0].network.cell_types
         every = self.config.eigenvalue_every
         eigenvalues = None
@@ -252,7 +253,7 @@ class Search:
 
     def _finish(self, state: SearchState, check: Batches, metrics: Metrics, folder: Path | None) -> SearchResult:
         rows = epoch_rows(metrics.rows)
-        kept = rows[-1]["good_epoch"] if _stopped(rows) else rows[-1]["epoch"]
+        kept = rows[-1]["good_epoch"] if stopped(rows) else rows[-1]["epoch"]
         last = next(row for row in rows if row["epoch"] == kept)
         genotypes = [architecture_from_json(data) for data in last["genotypes"]]
         best = state.method.retained(last["valid_loss"])
@@ -319,25 +320,6 @@ def validate(state: SearchState, batches: Batches) -> list[tuple[float, float]]:
     return [(loss / count, correct / count) for loss, correct, count in sums.tolist()]
 
 
-def _description(learner: SupernetLearner) -> dict[str, Any]:
-    """What an epoch's row says of a learner's architecture."""
-    network, alphas = learner.network, learner.alphas.detach()
-    genotype, mixtures = network.genotype(alphas), network.mixtures(alphas)
-    return {
-        "genotype": genotype.to_json(),
-        "skips": genotype.skips,
-        "entropy": entropy(mixtures),
-        "mixtures": [mix.tolist() for mix in mixtures],
-        "operations": [network.candidates(bool(i)) for i in range(len(network.cell_types))],
-    }
-
-
-def entropy(mixtures: Sequence[Tensor]) -> float:
-    """Of the operations on an edge, in nats, as shares of what the edge gives to all of them; mean over all edges."""
-    mixes = torch.cat(list(mixtures))
-    return torch.special.entr(mixes / mixes.sum(-1, keepdim=True)).sum(-1).mean().item()
-
-
 def _check_mesh(config: SearchConfig, mesh: Mesh) -> None:
     """Raises OptionError where these options cannot be searched with in so many processes."""
     columns, processes = mesh.columns.group.size, mesh.world.size
@@ -356,47 +338,3 @@ def _check_same(config: SearchConfig, folder: Path) -> None:
     if different is not None:
         name, was, value = different
         raise ValueError(f"--resume: the run in {folder} has {name} {was!r}, not {value!r}; resume with the same options")
-
-
-def epoch_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["kind"] == "epoch"]
-
-
-def _stopped(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether the search ended at a collapse."""
-    return any(row.get("stopped") for row in rows)
-
-
-def _step_row(report: StepReport, epoch: int, step: int, number: int) -> dict[str, Any]:
-    place = {"kind": "step", "epoch": epoch, "step": step, "global_step": number}
-    return place | {name: finite_or_none(value) for name, value in vars(report).items()}
-
-
-def _status(report: StepReport, epoch: int, epochs: int, phase: str, speed: float) -> str:
-    teaches = [f"{j}→{k} {weight:.2f}" for k, row in enumerate(report.flow) for j, weight in enumerate(row) if weight > 0]
-    parts = [f"epoch {epoch + 1}/{epochs} {phase}"]
-    parts += [
-        f"{label} {' '.join(f'{value:.3f}' for value in values)}"
-        for label, values in (("train", report.train_loss), ("valid", report.valid_loss), ("acc", report.valid_accuracy))
-        if math.isfinite(values[0])
-    ]
-    return "  ".join([*parts, " ".join(teaches), f"{speed:.0f} img/s"])
-
-
-def _summary(row: dict[str, Any], epochs: int) -> str:
-    learners = " | ".join(
-        f"learner {k}: loss {loss:.3f} accuracy {100 * accuracy:.1f} % skips {skips}"
-        for k, (loss, accuracy, skips) in enumerate(zip(row["valid_loss"], row["valid_accuracy"], row["skips"], strict=True))
-    )
-    return f"epoch {row['epoch'] + 1}/{epochs} {row['phase']}  {learners}  {row['images_per_s']:.0f} img/s"
-
-
-def _tensorboard(metrics: Metrics, row: dict[str, Any]) -> None:
-    scalars = {"lr": row["lr"], "images_per_s": row["images_per_s"]}
-    for name in ("train_loss", "train_loss_v", "valid_loss", "valid_accuracy", "skips", "entropy"):
-        scalars |= {f"{name}/learner_{k}": value for k, value in enumerate(row[name]) if value is not None}
-    for k, weights in enumerate(row["flow"]):
-        scalars |= {f"flow/{j}_teaches_{k}": value for j, value in enumerate(weights) if j != k}
-    metrics.scalars(scalars, row["epoch"])
-    for k, genotype in enumerate(row["genotypes"]):
-        metrics.text(f"genotype/learner_{k}", str(architecture_from_json(genotype)), row["epoch"])

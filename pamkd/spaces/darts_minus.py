@@ -30,7 +30,7 @@ class DartsMinus(RobustDarts):
     ) -> None:
         if decay not in DECAYS:
             raise ValueError(f"decay is {decay!r}: it is one of {', '.join(DECAYS)}")
-        if not isinstance(beta, (int, float)) or beta < 0:
+        if not isinstance(beta, (int, float)) or not beta >= 0:
             raise ValueError(f"beta is {beta!r}: needed is a number of 0 or more")
         self.beta, self.decay = beta, decay
         super().__init__(space=space, **options)

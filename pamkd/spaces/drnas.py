@@ -28,6 +28,10 @@ class Dirichlet(Staged):
     """
 
     def __init__(self, *, partials: Sequence[int], keep: Sequence[int], kl: float = 0.0, **options: Any) -> None:
+        if not partials:
+            raise ValueError("partials are []: needed is k of one stage or more")
+        if not isinstance(kl, (int, float)) or not kl >= 0:
+            raise ValueError(f"kl is {kl!r}: needed is a number of 0 or more")
         if len(keep) != len(partials) - 1:
             raise ValueError(
                 f"keep is {list(keep)}: needed are {len(partials) - 1} numbers, one for each of the stages of `partials` but the first"
@@ -84,7 +88,7 @@ class DrNasTopology(Dirichlet, NasBench201):
     """alphas [1, 6, 5]: NAS-Bench-201's cell; by default one stage, `partials=[4,2] keep=[3]` is the paper's progressive search."""
 
     def __init__(self, *, partials: Sequence[int] = (1,), keep: Sequence[int] = (), **options: Any) -> None:
-        super().__init__(partials=partials, keep=keep, partial=partials[0], **options)
+        super().__init__(partials=partials, keep=keep, partial=partials[0] if partials else 1, **options)
 
 
 def concentration(alphas: Tensor) -> Tensor:

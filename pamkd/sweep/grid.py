@@ -80,7 +80,7 @@ class Grid:
             names = {"space": space.name, "dataset": dataset.name}
             options = dict(made.options) | dict(self.search) | dict(space.options) | dict(dataset.options) | dict(method.options)
             preset = options.pop("preset", None)
-            options |= names | {"method": method.name, "tensorboard": options.get("tensorboard", False)}
+            options |= names | {"method": method.name}
             if preset is not None and method.name != "pamkd":
                 options = {"lambda": None} | options  # a preset's lambda is PAMKD's
             presets = search_presets.PRESETS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -132,6 +133,23 @@ def test_double_backward_is_refused(name):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_forward_mode_is_refused(name):
+    """Of which PyTorch would make a derivative of 0."""
+    example = EXAMPLES[name]
+    values = [a.detach() if isinstance(a, Tensor) else a for a in example.arguments()]
+    place = next(i for i, value in enumerate(values) if isinstance(value, Tensor))
+
+    def of_one(function):
+        return torch.func.jvp(
+            lambda x: first(function(*values[:place], x, *values[place + 1 :])), (values[place],), (values[place].cos(),)
+        )[1]
+
+    assert of_one(example.reference).any()
+    with pytest.raises(NotImplementedError, match=f"{name}: .* has a forward-mode tangent"):
+        of_one(example.operation)
+
+
 def test_reference_is_twice_differentiable():
     e, groups = torch.randn(1, 6, 4, dtype=torch.float64, requires_grad=True), groups_of(6, 5, 3)
     assert torch.autograd.gradgradcheck(lambda x: reference.group_min_similarity(x, groups)[0], (e,))
@@ -242,6 +260,20 @@ BAD = {
 def test_wrong_arguments_are_named(message):
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         BAD[message]()
+
+
+def test_no_rows_have_no_gradient():
+    """As nobody may call the public function."""
+    nothing, pairs = torch.zeros(1, 0), torch.zeros(1, 0, 2, dtype=torch.int64)
+    gradient = torch.ops.pamkd.group_min_similarity_backward(nothing, torch.zeros(1, 0, 4), nothing, pairs, nothing)
+    assert gradient.shape == (1, 0, 4)
+
+
+def test_an_instruction_set_that_does_not_exist_is_named():
+    code = "import torch; from pamkd.ops import grs_hinge; grs_hinge(*torch.ones(2, 1, 1, 2), 0.1)"
+    wish = os.environ | {"PAMKD_CPU_LEVEL": "avx"}
+    done = subprocess.run([sys.executable, "-c", code], env=wish, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "ValueError: PAMKD_CPU_LEVEL is avx; needed is baseline, avx2 or avx512"
 
 
 def test_device_without_kernel_warns_once():

@@ -225,6 +225,7 @@ def test_listed_commands_give_the_same_runs(what, rows, more, tmp_path, capsys):
         ("table5 --rows nas/*", "no row of table5 matches nas/*"),
         ("figure1 --rows ensemble", "no row of figure1 matches ensemble"),
         ("figure1 --space pdarts", "leave --space pdarts away"),
+        ("figure1 --threads -1", "threads is -1: needed is 0"),
     ],
 )
 def test_mistakes_are_one_sentence(words, message, tmp_path, capsys):

@@ -167,7 +167,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(pictures, config, monke
         if len(calls) == 5:
             next(state.network.parameters()).grad.fill_(float("inf"))
 
-    monkeypatch.setattr("pamkd.runs.evaluate._State._sum_columns", spoil)
+    monkeypatch.setattr("pamkd.runs.evaluate_state.EvaluationState._sum_columns", spoil)
     with pytest.raises(Diverged, match="the norm of the gradient is inf with seed 0 in epoch 2 step 1: lower the learning rate"):
         Evaluation(replace(config, clip=0.0)).run(GENOTYPE, *pictures)
     assert all(value.isfinite().all() for value in calls[0].network.parameters())

@@ -75,6 +75,8 @@ def test_evaluation_preset_of_a_space(space, dataset, preset):
 def test_the_run_says_which_preset(tmp_path):
     save_config(SEARCHES["pdarts-cifar10"], tmp_path / "config.yaml")
     assert arguments(["--run", str(tmp_path)])[-4:-2] == ["--preset", "pdarts-cifar10"]
+    (tmp_path / "numbers.yaml").write_text("run: 5\ngenotype: 7\n")  # names all the same
+    assert arguments(["--config", str(tmp_path / "numbers.yaml")])[:2] == ["--out", "5/evaluation"]
     words = arguments(["--genotype", str(Topology(("none",) * 6))])
     assert words[:4] == ["--out", "runs/cell-digits", "--preset", "nasbench201-digits"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import yaml
 import pamkd
 from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
-from pamkd.runs.errors import CheckpointError, Interrupted, OptionError
+from pamkd.runs.errors import CheckpointError, Interrupted, MissingExtra, OptionError
 from pamkd.runs.folder import CHECKPOINT, open_folder
 from pamkd.runs.options import CONFIG_NAME, read_config
 from pamkd.runs.search import Search
@@ -50,6 +51,14 @@ def test_a_folder_that_no_run_wrote_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"holds a config.yaml that no run wrote \(manifest.json is missing\): choose another --out"):
         open_folder(SearchConfig(out=tmp_path, overwrite=True), {})
     assert (tmp_path / CONFIG_NAME).read_text() == "mine: 1\n"
+
+
+def test_without_tensorboard_nothing_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(MissingExtra, match="pip install 'pamkd\\[tensorboard\\]', or leave --tensorboard away"):
+        open_folder(SearchConfig(out=tmp_path / "run", tensorboard=True), {})
+    assert not list(tmp_path.iterdir()) and not SearchConfig().tensorboard
 
 
 def test_seed_changes_everything(pictures, tiny):
@@ -125,7 +134,7 @@ def test_resume_of_a_finished_run_changes_nothing(pictures, tiny, tmp_path):
 
 def test_run_folder(pictures, tiny, tmp_path):
     out = tmp_path / "run"
-    result = Search(SearchConfig(out=out, seed=3, **tiny)).run(*pictures, facts={"dataset": {"name": "pictures"}})
+    result = Search(SearchConfig(out=out, seed=3, tensorboard=True, **tiny)).run(*pictures, facts={"dataset": {"name": "pictures"}})
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["seed"] == 3 and manifest["torch"] == torch.__version__ and manifest["dataset"] == {"name": "pictures"}
     assert manifest["supernet"]["weights"] == result.learners[0].network.layout.count

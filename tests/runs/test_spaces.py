@@ -51,6 +51,7 @@ def test_search_and_resume(space, pictures, tiny, tmp_path):
     [
         ({"space_options": ("partial",)}, "needed is words such as partial=2"),
         ({"space_options": ("depth=3",)}, r"space darts does not take them \(.*'depth'\)"),
+        ({"space_options": ("partials=: :",)}, "needed are values such as 2 or .6,4. .while parsing"),
     ],
 )
 def test_foreign_options_of_a_space(options, message, pictures, tiny):
