@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pamkd.reference.disturbance import Disturbance
 from pamkd.runs.search import build_supernet
 from pamkd.runs.search_presets import PRESETS
 from pamkd.spaces.supernet import Cell, Supernet
@@ -73,8 +74,8 @@ def supernets() -> Iterator[tuple[Supernet, int, int]]:
         yield build_supernet(config, 10, 3), config.batch_size, size
 
 
-def cell_launches() -> Iterator[None]:
-    """Every cell of the supernets."""
+def cell_launches(disturbance: Disturbance | None = None) -> Iterator[None]:
+    """Every cell of the supernets, as it is or disturbed."""
     from pamkd.ops import mixed_cell_cuda
 
     for dtype, images, cell, size in cells():
@@ -83,8 +84,9 @@ def cell_launches() -> Iterator[None]:
             meta(*shape, dtype=dtype) for shape in ((images, spec.channels, size, size), (spec.num_weights,), (spec.edges, spec.columns))
         )
         s1 = s0 if spec.inputs == 2 else None
-        nodes, *kept = mixed_cell_cuda.forward(s0, s1, weights, mix, spec.encode(), True)
-        mixed_cell_cuda.backward(nodes, s0, s1, weights, mix, nodes, *kept, spec.encode(), True, s1 is not None, True, True)
+        nodes, *kept = mixed_cell_cuda.forward(s0, s1, weights, mix, spec.encode(), True, disturbance)
+        needs = True, s1 is not None, True, True
+        mixed_cell_cuda.backward(nodes, s0, s1, weights, mix, nodes, *kept, spec.encode(), *needs, disturbance)
         yield
 
 
@@ -114,10 +116,16 @@ def cells() -> Iterator[tuple[torch.dtype, int, Cell, int]]:
                 size = size // 2 if cell.spec.reduction else size
 
 
-# Operations -> calls of their launchers that reach every configuration, in parts of which the first one has every kernel.
+def disturbed_launches() -> Iterator[None]:
+    return cell_launches(Disturbance(1, skip_dropout=0.3, drop_path=0.2))
+
+
+# Operations -> calls of their launchers that reach every configuration, in parts of which the first one has every kernel. (One
+# configuration of each is the first one: that of kernels which draw is more of a test.)
 LAUNCHES: dict[str, Callable[[], Iterator[None]]] = {
     "grs": grs_launches,
     "flat_update": update_launches,
+    "disturbed_cell": disturbed_launches,
     "mixed_cell": cell_launches,
     "relu_conv_norm": layer_launches,
 }

@@ -15,16 +15,15 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.jit import JITFunction
 
 from bench._harness import CHIPS
-from pamkd.ops import mixed_cell_cuda, relu_conv_norm_cuda
+from pamkd.ops import disturbed_cell_cuda, mixed_cell_cuda, relu_conv_norm_cuda
 from pamkd.ops._library import IMPLEMENTATIONS
 from pamkd.ops.mixed_cell_plan import WEIGHTED, Branch, plan_of
 from pamkd.reference.cell_spec import CellSpec
 
+MODULES = {"mixed_cell": mixed_cell_cuda, "disturbed_cell": disturbed_cell_cuda, "relu_conv_norm": relu_conv_norm_cuda}
 # What computes an operation on CUDA, by its name in the library.
 ON_CUDA: dict[str, Callable[..., Any]] = {
-    f"pamkd::{name}_{way}": getattr(module, way)
-    for name, module in (("mixed_cell", mixed_cell_cuda), ("relu_conv_norm", relu_conv_norm_cuda))
-    for way in ("forward", "backward")
+    f"pamkd::{name}_{way}": getattr(module, way) for name, module in MODULES.items() for way in ("forward", "backward")
 }
 
 
@@ -32,7 +31,7 @@ ON_CUDA: dict[str, Callable[..., Any]] = {
 def as_on_cuda() -> Iterator[None]:
     """Meta tensors are given to the operations of `ON_CUDA`, not to the compositions that take their place off the GPU."""
     with ExitStack() as stack:
-        for name in ("mixed_cell", "relu_conv_norm"):
+        for name in MODULES:
             stack.enter_context(mock.patch.dict(IMPLEMENTATIONS[name], meta="traced"))
         yield
 
@@ -70,7 +69,7 @@ def size(value: object) -> int:
 
 def branches_of(operation: str, arguments: tuple) -> list[Branch]:
     """The rows of the table that an operation's kernels read."""
-    if "mixed_cell" in operation:
+    if "cell" in operation:
         code = next(x for x in arguments if isinstance(x, list) and x and isinstance(x[0], int))
         return plan_of(CellSpec.decode(code)).branches
     x, depthwise, pointwise = arguments[operation.endswith("backward") :][:3]
@@ -179,7 +178,8 @@ class Launch:
     def states(self, branches: list[Branch]) -> int:
         """Every state that is read, once."""
         state = self["images"] * self["height"] * self["width"] * self["c"] * self.sets * self.element
-        return sum(state if place < 2 else self.map for place, _ in {(branch.state, branch.index) for branch in branches})
+        read = {(branch.state, branch.index) for branch in branches if branch.size}  # all but noise
+        return sum(state if place < 2 else self.map for place, _ in read)
 
     def weights(self, branches: list[Branch]) -> int:
         numbers = sum((b.end_row - b.first_row) * self["c"] + (b.taps >= 0) * b.size**2 * self["c"] for b in branches)

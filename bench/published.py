@@ -114,11 +114,11 @@ class TorchDraws:
     def _map(draw: Callable[..., Tensor], like: Tensor) -> Tensor:
         """In the tensor's memory format; `randn_like` is slow in channels_last."""
         if like.stride(1) == 1:
-            return draw(like.movedim(1, -1).shape, dtype=like.dtype).movedim(-1, 1)
-        return draw(like.shape, dtype=like.dtype)
+            return draw(like.movedim(1, -1).shape, dtype=like.dtype, device=like.device).movedim(-1, 1)
+        return draw(like.shape, dtype=like.dtype, device=like.device)
 
     def edge_mask(self, edge: int, like: Tensor) -> Tensor:
-        return (torch.rand(len(like), 1, 1, 1) >= self.drop_path).to(like.dtype).div_(1 - self.drop_path)
+        return (torch.rand(len(like), 1, 1, 1, device=like.device) >= self.drop_path).to(like.dtype).div_(1 - self.drop_path)
 
 
 Drawn = Disturbance | TorchDraws | None

@@ -142,7 +142,7 @@ def described(kernel: JITFunction, args: tuple, kwargs: dict[str, Any]) -> Launc
             signature.append((name, TYPES[value.dtype]))
             aligned.append(name)
         elif isinstance(value, int):
-            signature.append((name, "i32" if -(2**31) <= value < 2**31 else "i64"))
+            signature.append((name, parameter.annotation_type or ("i32" if -(2**31) <= value < 2**31 else "i64")))
             if value % 16 == 0 and not parameter.do_not_specialize:
                 aligned.append(name)
         else:

@@ -6,8 +6,8 @@ sum that it needs once, and counts all operations that it does, those for maps t
 Both sides take float32, or bfloat16 throughout. A lower bound is the larger of bytes over bandwidth and operations over rate, matrix
 products at the rate of the precision, everything else at that of float32; launches cost nothing in it.
 
-Ours is what `mixed_cell` and `relu_conv_norm` run on a GPU; the passes of one kind in a step, those of all learners and of both
-ends of a difference, are one call of the supernet, whose learners the published composition runs one after another.
+Ours is what `mixed_cell`, `disturbed_cell` and `relu_conv_norm` run on a GPU; the passes of one kind in a step, those of all learners
+and of both ends of a difference, are one call of the supernet, whose learners the published composition runs one after another.
 A step is the passes of the schedule in `pamkd.trilevel` where all but the best learner have a teacher, for both sides, and
 leaves out on both what is less than a thousandth of the bytes: the updates, the perturbations and the similarity loss.
 """
@@ -29,7 +29,9 @@ from torch.utils.flop_counter import flop_registry
 from bench import published
 from bench._harness import CHIPS, TERA, Bench
 from bench._launches import ON_CUDA, Count, Launches, as_on_cuda, size, total
+from bench._networks import SPACE_CASES, supernet_of
 from pamkd.spaces.darts import Darts
+from pamkd.spaces.supernet import Supernet
 
 GB = 1e9
 PRECISIONS = {"float32": (torch.float32, 1), "TF32": (torch.float32, 2), "bfloat16": (torch.bfloat16, 3)}  # dtype, column of CHIPS
@@ -85,19 +87,18 @@ def batch(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.empty(size, 3, 32, 32, device="meta", dtype=dtype), torch.empty(size, device="meta", dtype=torch.long)
 
 
-def published_pass(channels: int, cells: int, images: int, dtype: torch.dtype) -> Count:
+def published_pass(supernet: Supernet, images: int, dtype: torch.dtype) -> Count:
     """Forward and backward of the published composition, channels_last."""
-    network = published.Supernet(Darts(channels=channels, cells=cells)).to("meta", dtype, memory_format=torch.channels_last)
-    alphas = torch.empty(2, 14, 8, device="meta", dtype=dtype, requires_grad=True)
+    network = published.Supernet(supernet).to("meta", dtype, memory_format=torch.channels_last)
+    alphas = torch.empty(supernet.init_alphas(torch.Generator()).shape, device="meta", dtype=dtype, requires_grad=True)
     x, labels = batch(images, dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     return traced(lambda: torch.autograd.grad(F.cross_entropy(network(x, alphas), labels), [alphas, *network.parameters()]))
 
 
-def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype, sets: int = 1) -> Count:
+def our_pass(supernet: Supernet, images: int, dtype: torch.dtype, sets: int = 1) -> Count:
     """Forward and backward of the supernet over the operations that run on CUDA, for so many weight sets in one call."""
-    supernet = Darts(channels=channels, cells=cells)
-    shapes = [(*([sets] if sets > 1 else []), *shape) for shape in ((supernet.num_weights,), (2, 14, 8))]
+    shapes = [(*([sets] if sets > 1 else []), *shape) for shape in ((supernet.num_weights,), supernet.init_alphas(torch.Generator()).shape)]
     weights, alphas = (torch.empty(*s, device="meta", dtype=dtype, requires_grad=True) for s in shapes)
     x, labels = batch(images, dtype)
 
@@ -112,6 +113,11 @@ def our_pass(channels: int, cells: int, images: int, dtype: torch.dtype, sets: i
     return count
 
 
+def passes_of(supernet: Supernet, images: int, dtype: torch.dtype) -> tuple[Count, Count]:
+    """Ours and the published one."""
+    return our_pass(supernet, images, dtype), published_pass(supernet, images, dtype)
+
+
 def calls(learners: int) -> Counter[int]:
     """How often a second-order step calls the supernet forward and backward, by the number of weight sets (docs/hypergradient.md)."""
     if learners == 1:  # W alone is trained
@@ -120,8 +126,8 @@ def calls(learners: int) -> Counter[int]:
     return Counter([learners] * 4 + [students] + [2 * learners] * 2 + [2 * students])
 
 
-def our_step(learners: int, channels: int, cells: int, images: int, dtype: torch.dtype) -> Count:
-    return total((times, our_pass(channels, cells, images, dtype, sets)) for sets, times in calls(learners).items())
+def our_step(learners: int, supernet: Supernet, images: int, dtype: torch.dtype) -> Count:
+    return total((times, our_pass(supernet, images, dtype, sets)) for sets, times in calls(learners).items())
 
 
 def passes(learners: int) -> int:
@@ -145,15 +151,18 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=8)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 96])
     parser.add_argument("--learners", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--space", nargs="+", default=[], choices=SPACE_CASES, help="also a pass of these networks of `bench.supernet`")
     parser.add_argument("--operations", action="store_true", help="print bytes and launches of each operation, of both sides")
     bench = Bench("roofline", parser, rounds=1)
     options = bench.options
+    darts = Darts(channels=options.channels, cells=options.cells)
     for images in options.batch:
+        for case in options.space:
+            report(bench, f"{case} batch={images} float32", *passes_of(supernet_of(case), images, torch.float32), 1)
         counts, steps = {}, {}
         for dtype in (torch.float32, torch.bfloat16):
-            size = options.channels, options.cells, images, dtype
-            counts[dtype] = [our_pass(*size), published_pass(*size)]
-            steps[dtype] = {learners: our_step(learners, *size) for learners in options.learners}
+            counts[dtype] = passes_of(darts, images, dtype)
+            steps[dtype] = {learners: our_step(learners, darts, images, dtype) for learners in options.learners}
         for precision, (dtype, column) in PRECISIONS.items():
             ours, peer = counts[dtype]
             report(bench, f"pass batch={images} {precision}", ours, peer, column)

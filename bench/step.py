@@ -208,7 +208,7 @@ def main() -> None:
     case = f"K={options.learners} C={options.channels} cells={options.cells} batch={options.batch}"
     bench.row(case, "passes", "forward passes", ours.forwards(), {name: peer.forwards() for name, peer in peers.items()})
     if bench.device.type == "cuda":
-        count = our_step(options.learners, options.channels, options.cells, options.batch, torch.float32)
+        count = our_step(options.learners, Darts(channels=options.channels, cells=options.cells), options.batch, torch.float32)
         bench.time_on_gpu(case, ours, peers, count.bytes, count.products + count.others)
         return bench.finish()
     bench.time(case, ours, peers)

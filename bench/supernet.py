@@ -150,7 +150,7 @@ def compare_on_gpu(bench: Bench, case: str) -> None:
     if case == "evaluation":
         bench.time(what, ours, steps)
     else:
-        count = our_pass(channels, cells, batch, torch.float32)
+        count = our_pass(supernet_of(case), batch, torch.float32)
         bench.time_on_gpu(what, ours, steps, count.bytes, count.products + count.others)
 
 

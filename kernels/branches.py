@@ -20,7 +20,7 @@ from pamkd.kernels._shared import check_grid
 STATE = tl.constexpr(0)
 INDEX = tl.constexpr(1)  # first channel of a node among the nodes' channels; number of a first half
 KIND = tl.constexpr(2)  # 0 weighted sum, 1 max pool, 2 average pool
-SIZE = tl.constexpr(3)  # of the window
+SIZE = tl.constexpr(3)  # of the window; 0 of noise, which reads nothing (`draws.py`)
 DILATION = tl.constexpr(4)
 SHIFT = tl.constexpr(5)  # of the window's middle, down and right
 RELU = tl.constexpr(6)

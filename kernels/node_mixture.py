@@ -32,6 +32,7 @@ from pamkd.kernels.branches import (
     warps_of,
     whole,
 )
+from pamkd.kernels.draws import Draws, edge_factors, with_drawn
 
 
 class Maps(NamedTuple):
@@ -123,6 +124,7 @@ def merged(mean_ptr, squares_ptr, at, chunks, chunk_pixels, pixels, out, k, eps,
         "each",
         "branches",
         "columns",
+        *Draws._fields,
     ]
 )
 def mixture_kernel(
@@ -138,9 +140,11 @@ def mixture_kernel(
     first,  # of the branches of this launch
     each,  # branches of a group
     branches, columns,
+    seed: tl.int64, first_image, skip_dropped: tl.int64, path_dropped: tl.int64, entries,
     eps: tl.float64,
     BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
     VARIANCE: tl.constexpr,  # kept has room for it
+    DRAWN: tl.constexpr,  # something is drawn
 ):  # fmt: skip
     """BLOCK pixels and TILE channels of a group's sum per program."""
     block, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -167,6 +171,10 @@ def mixture_kernel(
         )  # fmt: skip
         mix = tl.load(branch_ptr + MIX)
         share = tl.load(mix_ptr + set * columns + mix, mask=mix >= 0, other=1.0).to(dtype)
+        if DRAWN:
+            draws = (seed, first_image, skip_dropped, path_dropped, entries)
+            z = with_drawn(branch_ptr, z, row, column, to_width, image, out, draws)
+            share *= edge_factors(branch_ptr, image, draws, dtype)
         if tl.load(branch_ptr + NORM) != 0:
             mean, inv_std, variance = merged(
                 mean_ptr, squares_ptr, set * launched + branch - first, chunks, chunk_pixels, pixels, out, k, eps, dtype, CHUNKS
@@ -177,7 +185,7 @@ def mixture_kernel(
                 tl.store(kept_ptr + plane + at, inv_std, mask=out < k)
                 if VARIANCE:
                     tl.store(kept_ptr + 2 * plane + at, variance, mask=out < k)
-            acc += (z - mean[None, :]) * (inv_std * share)[None, :]
+            acc += (z - mean[None, :]) * (inv_std[None, :] * share)
         else:
             acc += z * share
     at = ((group * sets + set) * pixels + pixel) * y_pitch
@@ -186,13 +194,13 @@ def mixture_kernel(
 
 def node_mixture(
     table: Tensor, first: int, each: int, groups: int, maps: Maps, c: int, k: int, weights: Tensor, mix: Tensor, eps: float,
-    kept: Tensor, y: Tensor, y_pitch: int,
+    kept: Tensor, y: Tensor, y_pitch: int, draws: Draws | None = None,
 ) -> None:  # fmt: skip
     """Write `groups` sums of `each` branches, from number `first` of the table on, to y, and their statistics to `kept`.
 
     table [branches, COLUMNS] of int32; weights [L, P], whose rows the table's places count in; mix [L, columns]; kept
     [2 or 3, L, branches, k], float64 for float64 and else float32; y [groups, L, n, h', w'] of rows of y_pitch numbers. c channels in, k
-    out.
+    out. `draws` is what is drawn, for all sets of weights the same.
     """
     sets, branches, columns = weights.shape[0], table.shape[0], mix.shape[1]
     shape, tile = (*maps.geometry(), c, k, weights.shape[1]), tile_of(k)
@@ -207,8 +215,11 @@ def node_mixture(
             table, *maps, weights, mean, squares, *shape, chunk_pixels, first,
             BLOCK=block, TILE=tile, VECTOR=vector, PRECISION=precision, num_warps=warps, num_stages=1, maxnreg=REGISTERS,
         )  # fmt: skip
+    if draws is not None and vector < 8:  # draws take registers: 16 bytes of a map per thread
+        block = max(16, block // 2)
     mixture_kernel[(triton.cdiv(pixels, block), groups * tiles, sets)](
-        table, *maps, weights, mix, mean, squares, kept, y, *shape, y_pitch, chunk_pixels, chunks, first, each, branches, columns, eps,
+        table, *maps, weights, mix, mean, squares, kept, y, *shape, y_pitch, chunk_pixels, chunks, first, each, branches, columns,
+        *(draws or Draws()), eps,
         BLOCK=block, TILE=tile, VECTOR=vector, CHUNKS=triton.next_power_of_2(chunks), PRECISION=precision,
-        VARIANCE=len(kept) == 3, num_warps=warps, num_stages=1, maxnreg=REGISTERS,
+        VARIANCE=len(kept) == 3, DRAWN=draws is not None, num_warps=warps, num_stages=1, maxnreg=REGISTERS,
     )  # fmt: skip

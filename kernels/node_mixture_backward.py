@@ -41,11 +41,12 @@ from pamkd.kernels.branches import (
     warps_of,
     whole,
 )
+from pamkd.kernels.draws import Draws, edge_factors, with_drawn
 from pamkd.kernels.node_mixture import Maps
 from pamkd.kernels.shared_branches import GEOMETRY, backward_terms, gradient_of, normalisation, shared_kernel
 
 
-@triton.jit(do_not_specialize=[*GEOMETRY, "chunk_pixels", "first", "each", "branches"])
+@triton.jit(do_not_specialize=[*GEOMETRY, "chunk_pixels", "first", "each", "branches", *Draws._fields])
 def sums_kernel(
     table_ptr,  # [branches, COLUMNS]
     s0_ptr, s1_ptr, nodes_ptr, halves_ptr,
@@ -55,7 +56,8 @@ def sums_kernel(
     sums_ptr,  # [2, L, branches, chunks, k]
     images, height, width, to_height, to_width, pitch, nodes_pitch, c, k, parameters, grad_pitch,
     chunk_pixels, first, each, branches,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
+    seed: tl.int64, first_image, skip_dropped: tl.int64, path_dropped: tl.int64, entries,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, DRAWN: tl.constexpr,
 ):  # fmt: skip
     """Sums of g and g u over one chunk of pixels and TILE channels of a branch."""
     chunk, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -81,7 +83,12 @@ def sums_kernel(
             branch_ptr, x_ptr, x_pitch, h, w, weights_ptr + set * parameters, row, column, image, inside, first_row, k, c,
             dtype, BLOCK, TILE, TILE, PRECISION,
         )  # fmt: skip
+        if DRAWN:
+            draws = (seed, first_image, skip_dropped, path_dropped, entries)
+            z = with_drawn(branch_ptr, z, row, column, to_width, image, out, draws)
         g = gradient_of(grad_ptr, map, pixel, grad_pitch, inside, out, k, dtype)
+        if DRAWN:
+            g *= edge_factors(branch_ptr, image, draws, dtype)
         of_g += tl.sum(g, 0)
         of_gu += tl.sum(g * (z - mean[None, :]), 0)
     place = (at * tl.num_programs(0) + chunk) * k + out
@@ -89,7 +96,7 @@ def sums_kernel(
     tl.store(sums_ptr + all_branches * tl.num_programs(0) * k + place, of_gu * inv_std, mask=out < k)
 
 
-@triton.jit(do_not_specialize=[*GEOMETRY, "chunk_pixels", "first", "each", "convolutions", "branches", "columns", "piece"])
+@triton.jit(do_not_specialize=[*GEOMETRY, "chunk_pixels", "first", "each", "convolutions", "branches", "columns", "piece", *Draws._fields])
 def maps_kernel(
     table_ptr,  # [branches, COLUMNS]
     s0_ptr, s1_ptr, nodes_ptr, halves_ptr,
@@ -102,9 +109,11 @@ def maps_kernel(
     out_ptr,  # [maps, L, n, h', w', c], dd
     images, height, width, to_height, to_width, pitch, nodes_pitch, c, k, parameters, grad_pitch,
     chunk_pixels, first, each, convolutions, branches, columns, piece,
+    seed: tl.int64, first_image, skip_dropped: tl.int64, path_dropped: tl.int64, entries,
     BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr,  # of P at a time: the operands of three products, in float32 of three passes each, take all registers otherwise
     SINGLE: tl.constexpr,  # one tile has all channels
+    DRAWN: tl.constexpr,
 ):  # fmt: skip
     """dd of one chunk of pixels and TILE channels of a convolution, and what the chunk gives to its weights' gradients."""
     chunk, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -132,6 +141,8 @@ def maps_kernel(
         row, column, image = place_of(pixel, to_height, to_width)
         d = stencil(branch_ptr, x_ptr, x_pitch, h, w, weights_ptr, row, column, image, inside, channel, c, dtype, BLOCK)
         grad_d = tl.zeros((BLOCK, TILE), dtype)
+        if DRAWN:
+            of_edge = edge_factors(branch_ptr, image, (seed, first_image, skip_dropped, path_dropped, entries), dtype)
         for first_row in range(0, k, ROWS):
             out = first_row + tl.arange(0, ROWS)
             pointwise = pointwise_of(branch_ptr, weights_ptr, out, k, channel, c).to(storage)
@@ -146,6 +157,8 @@ def maps_kernel(
                 branch_ptr, mix_ptr + set * columns, kept_ptr, sums_ptr, at, all_branches, chunks, pixels, out, k, dtype, CHUNKS
             )
             g = gradient_of(grad_ptr, map, pixel, grad_pitch, inside, out, k, dtype)
+            if DRAWN:
+                g *= of_edge
             grad_z = scale[None, :] * (g - of_g[None, :] - (z - mean[None, :]) * (inv_std * of_gu)[None, :])
             grad_z = tl.where(inside[:, None], grad_z, 0.0).to(storage)
             grad_d = tl.dot(grad_z, pointwise, grad_d, input_precision=PRECISION, out_dtype=dtype)  # [BLOCK, K] @ [K, C]
@@ -224,9 +237,10 @@ class Backward:
     """
 
     def __init__(
-        self, table: Tensor, maps: Maps, c: int, k: int, weights: Tensor, mix: Tensor, kept: Tensor, maps_out: Tensor, largest: int
-    ) -> None:
-        """`largest` is the number of taps of the largest window."""
+        self, table: Tensor, maps: Maps, c: int, k: int, weights: Tensor, mix: Tensor, kept: Tensor, maps_out: Tensor, largest: int,
+        draws: Draws | None = None,
+    ) -> None:  # fmt: skip
+        """`largest` is the number of taps of the largest window; `draws` that of the forward pass."""
         self.table, self.maps, self.c, self.k, self.weights, self.mix, self.kept, self.maps_out = (
             table, maps, c, k, weights, mix, kept, maps_out,
         )  # fmt: skip
@@ -238,6 +252,7 @@ class Backward:
         self.sums = kept.new_empty(2, self.sets, self.branches, self.chunks, k)
         self.pieces = kept.new_empty(self.sets, self.branches, self.chunks, self.piece)
         self.chunk_block = triton.next_power_of_2(self.chunks)
+        self.drawn, self.draws = draws is not None, draws or Draws()
 
     def node_mixture(self, first: int, each: int, groups: int, convolutions: int, grad: Tensor, grad_pitch: int) -> None:
         """Of `groups` sums of `each` branches, the first `convolutions` of each with weights: sums, gradients of d, pieces of dP and dtaps.
@@ -254,8 +269,8 @@ class Backward:
         if programs:
             sums_kernel[(self.chunks, programs, self.sets)](
                 self.table, *self.maps, self.weights, self.kept, grad, self.sums, *self._shape(grad_pitch), self.chunk_pixels,
-                first, each, self.branches,
-                BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, PRECISION=self.precision,
+                first, each, self.branches, *self.draws,
+                BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, PRECISION=self.precision, DRAWN=self.drawn,
                 num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
 
@@ -267,8 +282,9 @@ class Backward:
             maps_kernel[(self.chunks, programs, self.sets)](
                 self.table, *self.maps, self.weights, self.mix, self.kept, grad, self.sums, self.pieces, self.maps_out,
                 *self._shape(grad_pitch), self.chunk_pixels, first, each, convolutions, self.branches, self.mix.shape[1], self.piece,
+                *self.draws,
                 BLOCK=16 if self.tile > 16 else 64 if self.vector > 1 else 32, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
-                PRECISION=self.precision, ROWS=16, SINGLE=self.c <= self.tile,
+                PRECISION=self.precision, ROWS=16, SINGLE=self.c <= self.tile, DRAWN=self.drawn,
                 num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
 
@@ -289,7 +305,8 @@ class Backward:
         shared_kernel[(triton.cdiv(self.pixels, self.block), triton.cdiv(self.c, self.tile), sets)](
             self.table, numbers, *self.maps, self.mix, self.kept, grad, self.sums, self.maps_out, state, *shape,
             self.chunks, self.branches, self.mix.shape[1], *bounds, map, int(add),
-            POOLS=begin < identities, BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
+            *self.draws,
+            POOLS=begin < identities, DRAWN=self.drawn, BLOCK=self.block, TILE=self.tile, VECTOR=self.vector, CHUNKS=self.chunk_block,
             num_warps=self.warps, num_stages=1, maxnreg=REGISTERS,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from pamkd.kernels.branches import COLUMNS, MIX, NORM, TARGET, place_of, state_of, stencil, whole
+from pamkd.kernels.draws import Draws, edge_factors, with_drawn
 
 GEOMETRY = ["images", "height", "width", "to_height", "to_width"]
 
@@ -49,7 +50,8 @@ def backward_terms(
 @triton.jit
 def _of_kind(
     list_ptr, begin, end, table_ptr, mix_ptr, kept_ptr, grad_ptr, sums_ptr, set, branches, all_branches, chunks, map, pixel, pixels,
-    grad_pitch, inside, out, k, dtype: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr,
+    grad_pitch, inside, out, k, row, column, to_width, image, draws,
+    dtype: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr, DRAWN: tl.constexpr,
 ):  # fmt: skip
     """The sum over branches of a (g - mean(g) + u's mean mean(g u)), and of the coefficient of their common z in dz."""
     acc, of_z = tl.zeros((BLOCK, TILE), dtype), tl.zeros((TILE,), dtype)
@@ -60,12 +62,18 @@ def _of_kind(
             branch_ptr, mix_ptr, kept_ptr, sums_ptr, set * branches + branch, all_branches, chunks, pixels, out, k, dtype, CHUNKS
         )
         g = gradient_of(grad_ptr + tl.load(branch_ptr + TARGET), map, pixel, grad_pitch, inside, out, k, dtype)
+        if DRAWN:
+            g = with_drawn(branch_ptr, g, row, column, to_width, image, out, draws) * edge_factors(branch_ptr, image, draws, dtype)
         acc += scale[None, :] * (g - of_g[None, :] + (mean * inv_std * of_gu)[None, :])
         of_z += scale * inv_std * of_gu
     return acc, of_z
 
 
-@triton.jit(do_not_specialize=[*GEOMETRY, "chunks", "branches", "columns", "begin", "means", "identities", "end", "map", "add"])
+@triton.jit(
+    do_not_specialize=[
+        *GEOMETRY, "chunks", "branches", "columns", "begin", "means", "identities", "end", "map", "add", *Draws._fields,
+    ]
+)  # fmt: skip
 def shared_kernel(
     table_ptr,  # [branches, COLUMNS]
     list_ptr,  # numbers of branches
@@ -81,7 +89,8 @@ def shared_kernel(
     begin, means, identities, end,  # of the list: max pools, average pools, identities
     map,  # of the max pools; that of the average pools follows
     add,  # to what the gradient of the state is already
-    POOLS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, CHUNKS: tl.constexpr,
+    seed: tl.int64, first_image, skip_dropped: tl.int64, path_dropped: tl.int64, entries,
+    POOLS: tl.constexpr, DRAWN: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """What the branches without weights send back to a state: gradients of both pools, and of the state itself."""
     block, part, set = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -95,12 +104,14 @@ def shared_kernel(
     inside = pixel < pixels
     m_out = inside[:, None] & (out < c)[None, :]
     row, column, image = place_of(pixel, to_height, to_width)
+    draws = (seed, first_image, skip_dropped, path_dropped, entries)
     if POOLS:
         for average in range(0, 2):
             low, high = tl.where(average == 0, begin, means), tl.where(average == 0, means, identities)
             acc, of_z = _of_kind(
                 list_ptr, low, high, table_ptr, mix_ptr + set * columns, kept_ptr, grad_ptr, sums_ptr, set, branches, all_branches, chunks,
-                set * pixels, pixel, pixels, grad_pitch, inside, out, c, dtype, BLOCK, TILE, CHUNKS,
+                set * pixels, pixel, pixels, grad_pitch, inside, out, c, row, column, to_width, image, draws,
+                dtype, BLOCK, TILE, CHUNKS, DRAWN,
             )  # fmt: skip
             if low < high:
                 branch_ptr = table_ptr + tl.load(list_ptr + low) * COLUMNS
@@ -115,7 +126,8 @@ def shared_kernel(
     if identities < end:
         acc, _ = _of_kind(
             list_ptr, identities, end, table_ptr, mix_ptr + set * columns, kept_ptr, grad_ptr, sums_ptr, set, branches, all_branches,
-            chunks, set * pixels, pixel, pixels, grad_pitch, inside, out, c, dtype, BLOCK, TILE, CHUNKS,
+            chunks, set * pixels, pixel, pixels, grad_pitch, inside, out, c, row, column, to_width, image, draws,
+            dtype, BLOCK, TILE, CHUNKS, DRAWN,
         )  # fmt: skip
         place = state_ptr + ((set * pixels + pixel) * state_pitch)[:, None] + out[None, :]
         acc += tl.load(place, mask=m_out & (add != 0), other=0.0).to(dtype)

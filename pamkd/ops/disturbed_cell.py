@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pamkd.ops import disturbed_cell_composed
+from pamkd.ops import disturbed_cell_composed, disturbed_cell_cuda
 from pamkd.ops._checks import check_cell
 from pamkd.ops._library import LIB, define, deny_double_backward, has_kernel, register
-from pamkd.ops.mixed_cell import KERNEL_DTYPES, fake_backward, fake_forward
+from pamkd.ops.mixed_cell import KERNEL_DTYPES, fake_backward, fake_forward, fits_kernel
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.disturbance import Disturbance
@@ -24,14 +24,16 @@ define(
     "Tensor statistics, int[] spec, int[] draws, bool need_s0, bool need_s1, bool need_weights, bool need_mix) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
+LIB.impl("disturbed_cell_forward", disturbed_cell_cuda.forward, "CUDA")
+LIB.impl("disturbed_cell_backward", disturbed_cell_cuda.backward, "CUDA")
 
 
 def disturbed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec, disturbance: Disturbance) -> Tensor:
     """Node i = sum over its edges e of mask_e * sum_o mix[e, o] * candidate_o(state), skip connections masked, noise drawn.
 
-    Equivalent to `pamkd.reference.mixed_cell.mixed_cell` with this disturbance. On the CPU in float32 and float64 one operation, which
-    draws every number where it is used, forward and again backward, and keeps none; elsewhere fused cells of one node, and what
-    `pamkd.reference.disturbance` draws between them.
+    Equivalent to `pamkd.reference.mixed_cell.mixed_cell` with this disturbance. Every number is drawn where it is used, forward and
+    again backward, and none is kept: on the CPU in float32 and float64, on a GPU in float32, bfloat16 and float16. Other dtypes, and on a
+    GPU cells with full 3x3 convolutions, are fused cells of one node, and what `pamkd.reference.disturbance` draws between them.
 
     Args:
         s0, s1, weights, mix, spec: as `pamkd.ops.mixed_cell`, without weight sets; candidates may include `noise`.
@@ -51,7 +53,8 @@ def disturbed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, 
     check_cell("disturbed_cell", s0, s1, weights, mix, spec)
     if not isinstance(disturbance, Disturbance):
         raise TypeError(f"disturbed_cell: disturbance is a {type(disturbance).__name__}; needed is a Disturbance")
-    if s0.device.type != "cpu" or s0.dtype not in KERNEL_DTYPES["cpu"] or not has_kernel("disturbed_cell", s0):
+    taken = s0.dtype in KERNEL_DTYPES.get(s0.device.type, (s0.dtype,)) and fits_kernel(s0, spec)
+    if not taken or not has_kernel("disturbed_cell", s0):
         return disturbed_cell_composed.composed(s0, s1, weights, mix, spec, disturbance)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (s0, s1, weights, mix))
     nodes, _, _ = torch.ops.pamkd.disturbed_cell_forward(s0, s1, weights, mix, spec.encode(), disturbance.encode(), keep)

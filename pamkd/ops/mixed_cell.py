@@ -69,8 +69,13 @@ def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec
     return nodes if spec.output == "concat" else nodes[..., -spec.channels :, :, :].movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
+def fits_kernel(s0: Tensor, spec: CellSpec) -> bool:
+    """Whether the kernels of the state's device have every candidate."""
+    return on_cpu(s0) or not any("nor_conv_3x3" in names for names in spec.candidates)
+
+
 def _must_be_composed(s0: Tensor, spec: CellSpec) -> bool:
-    if on_cpu(s0) or not any("nor_conv_3x3" in names for names in spec.candidates):
+    if fits_kernel(s0, spec):
         return False
     warnings.warn("pamkd.ops.mixed_cell has no GPU kernel for nor_conv_3x3: the slower eager composition is used", stacklevel=3)
     return True

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pamkd.reference.cell_spec import CellSpec
+from pamkd.reference.disturbance import Disturbance
 
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # of the bypass where the stride is 2
 
@@ -22,24 +23,24 @@ def unshuffled(x: Tensor, groups: int) -> Tensor:
 
 
 class Bypass:
-    """sum over the edges e that enter a node of mix[e, last] * rest_e, rest_e the other channels of the edge's state."""
+    """sum over the edges e that enter a node of mask_e * mix[e, last] * rest_e, rest_e the other channels of the edge's state."""
 
-    def __init__(self, states: list[Tensor], mix: Tensor, spec: CellSpec) -> None:
+    def __init__(self, states: list[Tensor], mix: Tensor, spec: CellSpec, disturbance: Disturbance | None) -> None:
         """states: [L, n, h, w, c] each; mix: [L, edges * columns]."""
-        self.states, self.spec = states, spec
+        self.states, self.spec, self.disturbance = states, spec, disturbance
         self.shares = mix.view(len(mix), spec.edges, spec.columns)[..., -1]
         self.of_mix = torch.empty_like(self.shares)
 
     def forward(self, node: int) -> Tensor:
-        return functools.reduce(torch.add, [self._share(edge) * self._rest(edge) for edge in self._entering(node)])
+        return functools.reduce(torch.add, [self._masked(self._share(edge) * self._rest(edge), edge) for edge in self._entering(node)])
 
     def backward(self, node: int, grad: Tensor, of_states: list[Tensor]) -> None:
         """Adds to the states' gradients and writes the edges' column of `of_mix`."""
         c = self.spec.op_channels
         for edge in self._entering(node):
-            source = self.spec.source(edge)
-            self.of_mix[:, edge] = (grad * self._rest(edge)).flatten(1).sum(1)
-            of_rest = self._share(edge) * grad
+            source, of_edge = self.spec.source(edge), self._masked(grad, edge)
+            self.of_mix[:, edge] = (of_edge * self._rest(edge)).flatten(1).sum(1)
+            of_rest = self._share(edge) * of_edge
             if self.spec.stride(edge) == 2:
                 rest = channels_first(self.states[source][..., c:])
                 _, places = F.max_pool2d(rest, *POOL[:4], ceil_mode=False, return_indices=True)
@@ -49,6 +50,12 @@ class Bypass:
 
     def _entering(self, node: int) -> list[int]:
         return [edge for edge in range(self.spec.edges) if self.spec.node(edge) == node]
+
+    def _masked(self, maps: Tensor, edge: int) -> Tensor:
+        """With drop-path: maps [L, n, ...] times the factors of the edge for the images."""
+        if self.disturbance is None or not self.disturbance.drop_path:
+            return maps
+        return maps * self.disturbance.edge_mask(edge, maps[0])
 
     def _share(self, edge: int) -> Tensor:
         return self.shares[:, edge, None, None, None, None]

@@ -18,6 +18,7 @@ from pamkd.ops.mixed_cell_bypass import Bypass, shuffled, unshuffled
 from pamkd.ops.mixed_cell_plan import Branch, Leaving, Plan, plan_of, tables_of
 from pamkd.ops.stencils import MAX_BRANCHES
 from pamkd.reference.cell_spec import CellSpec
+from pamkd.reference.disturbance import Disturbance
 from pamkd.reference.mixed_cell import BN_EPS
 
 
@@ -55,17 +56,19 @@ def sizes(s0: Tensor, spec: CellSpec) -> tuple[tuple[int, ...], tuple[int, ...],
     return (*pixels, spec.nodes * spec.channels), (len(plan.seconds), *pixels, spec.op_channels), statistics
 
 
-def forward(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, code: list[int], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, code: list[int], keep: bool, disturbance: Disturbance | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """pamkd::mixed_cell_forward: the nodes along the channels; the first halves and statistics, always kept."""
     node_mixture, spec = kernels("node_mixture"), CellSpec.decode(code)
     plan, (table, _, _) = plan_of(spec), tables_of(spec, s0.device)
     given, c = Inputs.of(s0, s1, weights, mix), spec.op_channels
     nodes, halves = (given.s0.new_empty(shape) for shape in sizes(s0, spec)[:2])
     kept = given.s0.new_empty(sizes(s0, spec)[2], dtype=accumulated(s0.dtype))
-    maps = node_mixture.Maps(given.s0, given.s1, nodes, halves)
+    maps, draws = node_mixture.Maps(given.s0, given.s1, nodes, halves), draws_of(disturbance, spec)
 
     def mixed(first: int, each: int, groups: int, y: Tensor, pitch: int) -> None:
-        node_mixture.node_mixture(table, first, each, groups, maps, c, c, given.weights, given.mix, BN_EPS, kept, y, pitch)
+        node_mixture.node_mixture(table, first, each, groups, maps, c, c, given.weights, given.mix, BN_EPS, kept, y, pitch, draws)
 
     for node, entering in enumerate(plan.nodes):
         begin, end = newly_leaving(plan.sources, node, spec)
@@ -77,10 +80,16 @@ def forward(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, code: l
         else:
             y = torch.empty_like(state[..., :c], memory_format=torch.contiguous_format)
             mixed(entering.first, entering.count, 1, y, c)
-            past = Bypass([*(given.s0, given.s1)[: spec.inputs], *nodes.split(spec.channels, -1)], given.mix, spec).forward(node)
+            values = [*(given.s0, given.s1)[: spec.inputs], *nodes.split(spec.channels, -1)]
+            past = Bypass(values, given.mix, spec, disturbance).forward(node)
             state.copy_(shuffled(torch.cat([y, past], -1), spec.partial))
     result = nodes.movedim(-1, 2)
     return result if s0.dim() == 5 else result[0], halves, kept
+
+
+def draws_of(disturbance: Disturbance | None, spec: CellSpec) -> NamedTuple | None:
+    """As the kernels take it."""
+    return None if disturbance is None else kernels("draws").Draws(*disturbance.encode(), spec.columns)
 
 
 def newly_leaving(sources: list[Leaving], node: int, spec: CellSpec) -> tuple[int, int]:
@@ -91,7 +100,7 @@ def newly_leaving(sources: list[Leaving], node: int, spec: CellSpec) -> tuple[in
 
 def backward(
     grad: Tensor, s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, nodes: Tensor, halves: Tensor, kept: Tensor,
-    code: list[int], need_s0: bool, need_s1: bool, need_weights: bool, need_mix: bool,
+    code: list[int], need_s0: bool, need_s1: bool, need_weights: bool, need_mix: bool, disturbance: Disturbance | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """pamkd::mixed_cell_backward."""
     spec = CellSpec.decode(code)
@@ -106,10 +115,11 @@ def backward(
     of_halves = torch.empty_like(halves)
     maps = kernels("node_mixture").Maps(given.s0, given.s1, nodes, halves)
     largest = max((branch.size**2 for branch in plan.branches if branch.taps >= 0), default=0)
-    run = kernels("node_mixture_backward").Backward(table, maps, c, c, given.weights, given.mix, kept, of_maps, largest)
+    draws = draws_of(disturbance, spec)
+    run = kernels("node_mixture_backward").Backward(table, maps, c, c, given.weights, given.mix, kept, of_maps, largest, draws)
     behind, stencil_weights = spec.num_weights, with_single_taps(given.weights, plan, c)
     values = [*(given.s0, given.s1)[: spec.inputs], *nodes.split(spec.channels, -1)]
-    bypass = Bypass(values, given.mix, spec)
+    bypass = Bypass(values, given.mix, spec, disturbance)
     # What the branches of the nodes gave: with partial channels the nodes' gradients without those that bypassed and unshuffled.
     of_sums = of_nodes if spec.partial == 1 else of_nodes.new_empty(*of_nodes.shape[:-1], spec.nodes * c)
     states = [*of_inputs, *of_nodes.split(spec.channels, -1)]

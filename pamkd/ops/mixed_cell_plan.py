@@ -21,7 +21,7 @@ class Branch:
     state: int
     index: int
     kind: int = WEIGHTED
-    size: int = 1
+    size: int = 1  # 0: noise, which reads nothing of its state
     dilation: int = 1
     shift: int = 0
     relu: int = 1
@@ -119,6 +119,8 @@ def plan_of(spec: CellSpec) -> Plan:
                         others.append(Branch(**common, pointwise=at[edge, op, part], shift=shift, first_row=first, end_row=end))
                 elif name == "skip_connect":
                     others.append(Branch(**common, relu=0, norm=0))
+                elif name == "noise":
+                    others.append(Branch(**common, size=0, relu=0, norm=0))
                 elif name.endswith("pool_3x3"):
                     kind = MAXIMUM if name.startswith("max") else AVERAGE
                     others.append(Branch(**common, kind=kind, size=3, relu=0, norm=int(spec.pool_norm)))
@@ -142,7 +144,7 @@ def plan_of(spec: CellSpec) -> Plan:
     for leaving, branches in zip(plan.sources, own, strict=True):
         bounds = [len(plan.shared)]
         for kind in (MAXIMUM, AVERAGE, WEIGHTED):
-            plan.shared += [numbers[id(branch)] for branch in branches if branch.kind == kind and not branch.convolution]
+            plan.shared += [numbers[id(branch)] for branch in branches if branch.kind == kind and branch.size and not branch.convolution]
             bounds.append(len(plan.shared))
         leaving.bounds = (bounds[0], bounds[1], bounds[2], bounds[3])
     for branch in plan.seconds:

@@ -41,9 +41,14 @@ class Disturbance:
                 raise ValueError(f"Disturbance: {name} is {value}; needed is 0 or more and below 1")
 
     def encode(self) -> list[int]:
-        """For the operation's schema (decoded in `csrc/cpu/cell_draws.h`): the seed as it is in 64 bits, probabilities in parts of 2^32."""
+        """For the operation's schema (`csrc/cpu/cell_draws.h` decodes it too): the seed in 64 bits, probabilities in parts of 2^32."""
         seed = self.seed - 2**64 if self.seed >= 2**63 else self.seed
         return [seed, self.first, *(math.floor(p * 2**32) for p in (self.skip_dropout, self.drop_path))]
+
+    @classmethod
+    def decode(cls, draws: Sequence[int]) -> Disturbance:
+        seed, first, skip_dropout, drop_path = draws
+        return cls(seed % 2**64, skip_dropout / 2**32, drop_path / 2**32, first)
 
     def noise(self, edge: int, like: Tensor) -> Tensor:
         """Standard normal numbers for the edge, like a tensor [n, c, h, w], by Box and Muller's transform of pairs of pixels.

@@ -31,12 +31,14 @@ from pamkd.methods.two_sets import TwoSets
 from pamkd.report.markup import Markup
 from pamkd.reproduce.drawing import bars
 from pamkd.reproduce.paper import Table
+from pamkd.reproduce.scales import Machine
 from pamkd.reproduce.statistics import mean_std, paired
 from pamkd.reproduce.units import digest
 from pamkd.reproduce.write import write_files
 from pamkd.runs.augmentation import augmentations
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.logs import write_json
+from pamkd.runs.numerics import check_device
 from pamkd.runs.options import DatasetName
 from pamkd.runs.schedule import cosine
 from pamkd.spaces.darts import Darts
@@ -55,7 +57,7 @@ class SecondAfd(TwoSets):
 
     def teaching(self) -> Teaching:
         def before(losses: Tensor) -> Tensor:
-            return torch.eye(len(losses)).roll(-1, 1)
+            return torch.eye(len(losses)).roll(-1, 1).to(losses)
 
         return Teaching(PseudoLabels(self.temperature), self.temperature**2, before, "train")
 
@@ -111,17 +113,17 @@ class Trial:
     """One seed: the initial models once, then fresh weights for each method. What is done is in `path`, a JSON file."""
 
     size: Size
-    data: Path | None
+    machine: Machine
     seed: int
     path: Path
 
     @classmethod
-    def of(cls, scale: str, data: Path | None, seed: int, root: Path) -> Trial:
+    def of(cls, scale: str, machine: Machine, seed: int, root: Path) -> Trial:
         size, folder = SIZES[scale], root / "figure1"
-        if size.dataset == "digits" and data is not None:
+        if size.dataset == "digits" and machine.data is not None:
             size = dataclasses.replace(size, dataset="folder", image_size=16)
-            folder = root / f"figure1-{digest(str(data.resolve()))}"
-        return cls(size, data, seed, folder / f"seed-{seed}.json")
+            folder = root / f"figure1-{digest(str(machine.data.resolve()))}"
+        return cls(size, machine, seed, folder / f"seed-{seed}.json")
 
     def done(self) -> dict[str, list[float]]:
         """Accuracy in % of each learner's V, under "before", and of its W, by who taught."""
@@ -149,9 +151,10 @@ def figure1(config: Any, root: Path) -> list[Path]:
     methods = [name for name in METHODS if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in config.rows)]
     if not methods:
         raise ValueError(f"no row of figure1 matches {' '.join(config.rows)}; rows are {', '.join(METHODS)}")
+    check_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    trials = [Trial.of(config.scale, config.data, seed, root) for seed in config.seeds or SIZES[config.scale].seeds]
+    trials = [Trial.of(config.scale, config.machine, seed, root) for seed in config.seeds or SIZES[config.scale].seeds]
     for trial in trials:
         if config.list:
             done = trial.done()
@@ -174,6 +177,7 @@ class Scene:
 
     seed: int
     size: Size
+    device: str
     train: Batches
     valid: Batches
     test: Batches
@@ -181,16 +185,17 @@ class Scene:
 
     @classmethod
     def of(cls, trial: Trial) -> Scene:
-        size, seed = trial.size, trial.seed
-        data, test = (load_dataset(size.dataset, trial.data, train=part, image_size=size.image_size) for part in (True, False))
+        size, seed, machine = trial.size, trial.seed, trial.machine
+        data, test = (load_dataset(size.dataset, machine.data, train=part, image_size=size.image_size) for part in (True, False))
         augment, plain = augmentations(SearchConfig(dataset=size.dataset), data)
+        here: dict[str, Any] = {"seed": seed, "device": machine.device, "workers": machine.workers}
         train, valid = (
-            Batches(data.subset(part), None, size.batch, seed=seed, stream=name, augment=augment)
+            Batches(data.subset(part), None, size.batch, stream=name, augment=augment, **here)
             for name, part in zip(("train", "valid"), halves(data.labels, seed), strict=True)
         )
-        check = Batches(test, None, size.batch, seed=seed, stream="test", augment=plain, drop_last=False, shuffle=False)
+        check = Batches(test, None, size.batch, stream="test", augment=plain, drop_last=False, shuffle=False, **here)
         network = Darts(channels=size.channels, cells=size.cells, classes=len(data.classes), image_channels=data.image_shape[0])
-        return cls(seed, size, train, valid, check, network)
+        return cls(seed, size, machine.device, train, valid, check, network)
 
     @property
     def total(self) -> int:
@@ -208,8 +213,8 @@ class Scene:
         """Learners whose V are trained, the weak one's for a tenth of the steps."""
         learners = []
         for k in range(LEARNERS):
-            alphas = self.network.init_alphas(generator(self.seed, "alphas", k))
-            v, w = (self.network.init_weights(generator(self.seed, name, k)) for name in "vw")
+            alphas = self.network.init_alphas(generator(self.seed, "alphas", k)).to(self.device)
+            v, w = (self.network.init_weights(generator(self.seed, name, k)).to(self.device) for name in "vw")
             learners.append(SupernetLearner.create(self.network, alphas, v, w))
         parts = Pamkd().parts
         for step, batch, _ in self.steps():

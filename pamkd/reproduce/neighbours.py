@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +57,9 @@ def embed(config: SearchConfig, dataset: ImageDataset) -> Tensor:
     checkpoint.restore(config.folder / CHECKPOINT, state.restore)
     learner = state.learners[json.loads((config.folder / "result.json").read_text())["learner"]]
     plain = Augment(dataset.mean, dataset.std)
-    batches = Batches(dataset, None, config.batch_size, seed=0, stream="test", augment=plain, drop_last=False, shuffle=False)
-    return torch.cat([learner.network.forward(learner.w, learner.alphas, images).embedding for images, _ in batches.epoch(0)])
+    how: dict[str, Any] = {"seed": 0, "stream": "test", "augment": plain, "device": config.device, "drop_last": False, "shuffle": False}
+    batches = Batches(dataset, None, config.batch_size, **how)
+    return torch.cat([learner.network.forward(learner.w, learner.alphas, images).embedding.cpu() for images, _ in batches.epoch(0)])
 
 
 def nearest_rows(embedding: Tensor, count: int) -> Tensor:

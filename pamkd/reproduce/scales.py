@@ -46,6 +46,23 @@ SCALES: dict[str, Scale] = {
 }
 # Where the channels of a scale cannot be divided into the parts of a space.
 CHANNELS = {"pcdarts": {"channels": 4}, "drnas": {"channels": 12}}
+# Sec. 4.2 has 8 cells on CIFAR and 50 epochs, also where a space's own paper has others. P-DARTS keeps its stages, which neither fits.
+STATED: dict[str, dict[str, Any]] = {"prdarts": {"cells": 8, "epochs": 50}, "drnas-nasbench201": {"epochs": 50}}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the datasets lie, and what computes."""
+
+    data: Path | None = None
+    device: str = "cpu"
+    threads: int = 0
+    workers: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of a search and of an evaluation alike."""
+        return {"device": self.device, "threads": self.threads, "workers": self.workers}
 
 
 def columns(scale: Scale, row: Row) -> tuple[str, ...]:
@@ -53,16 +70,16 @@ def columns(scale: Scale, row: Row) -> tuple[str, ...]:
     return tuple(row.paper) if scale.dataset is None else (scale.dataset,)
 
 
-def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | None, threads: int) -> SearchConfig:
+def search_config(scale: Scale, row: Row, column: str, seed: int, machine: Machine) -> SearchConfig:
     """The search of one row, column and seed. Raises ValueError where the row's space or method is not part of this version."""
     if row.space not in SPACES:
         raise ValueError(f"{row.key}: this version has no search space {row.space}; it has {', '.join(SPACES)}")
     if row.method not in METHODS:
         raise ValueError(f"{row.key}: this version has no method {row.method}; it has {', '.join(METHODS)}")
     options: dict[str, Any] = {"space": row.space, "method": row.method, "order": "first", "seed": seed}
-    options |= {"threads": threads} | row.options
+    options |= machine.options | row.options
     if scale.dataset is not None:
-        options |= {"dataset": scale.dataset, "data": data} | CHANNELS.get(row.space, {})
+        options |= {"dataset": scale.dataset, "data": machine.data} | CHANNELS.get(row.space, {})
         stages = getattr(SPACES[row.space], "stages", 1)  # each takes the same number of epochs
         epochs = -(-scale.search["epochs"] // stages) * stages
         return SearchConfig(**scale.search | {"epochs": epochs} | options)
@@ -72,13 +89,13 @@ def search_config(scale: Scale, row: Row, column: str, seed: int, data: Path | N
     base = PRESETS.get(f"{'darts1st' if row.space == 'darts' else row.space}-{dataset}")
     if base is None:
         raise ValueError(f"{row.key}: there is no preset of {row.space} on {dataset}, so the paper's setting is not known to this version")
-    return dataclasses.replace(base, **options | ({"data": data} if data is not None else {}))
+    return dataclasses.replace(base, **STATED.get(row.space, {}) | options | ({"data": machine.data} if machine.data is not None else {}))
 
 
-def evaluation_config(scale: Scale, row: Row, column: str, seed: int, data: Path | None, threads: int) -> EvaluateConfig:
+def evaluation_config(scale: Scale, row: Row, column: str, seed: int, machine: Machine) -> EvaluateConfig:
     name = evaluate_presets.preset_of(row.space, "digits" if column == "folder" else column)
     if name is None:
         raise ValueError(f"{row.key}: there is no preset for an evaluation on {column}")
     preset = evaluate_presets.PRESETS[name]
-    options: dict[str, Any] = {"seeds": (seed,), "threads": threads, "dataset": column}
-    return dataclasses.replace(preset, **scale.evaluation | options | ({"data": data} if data is not None else {}))
+    options: dict[str, Any] = machine.options | {"seeds": (seed,), "dataset": column}
+    return dataclasses.replace(preset, **scale.evaluation | options | ({"data": machine.data} if machine.data is not None else {}))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pamkd.data import Augment, ImageDataset
-from pamkd.runs.options import RunOptions
+from pamkd.runs.options import FolderOptions
 
 
-def augmentations(options: RunOptions, dataset: ImageDataset, *, color_jitter: bool = False) -> tuple[Augment, Augment]:
+def augmentations(options: FolderOptions, dataset: ImageDataset, *, color_jitter: bool = False) -> tuple[Augment, Augment]:
     """For training, and for measuring. Where options leave it open: crops and flips, but neither for digits and no padding for imagenet."""
     digits, imagenet = options.dataset == "digits", options.dataset == "imagenet"
     padding = options.crop_padding if options.crop_padding is not None else 0 if digits or imagenet else dataset.image_shape[1] // 8

@@ -16,17 +16,17 @@ from pamkd.spaces import SPACES
 from pamkd.transfer import TRANSFERS
 from pamkd.transfer.ensemble import Rule
 
+OneOfSpaces = Annotated[str, tyro.conf.arg(help=f"Search space: {', '.join(SPACES)} (docs/spaces.md).")]
+
 
 @dataclass(frozen=True)
 class SearchConfig(RunOptions):
     """Search an architecture with mutually teaching learners."""
 
-    space: str = "darts"
-    """Search space (docs/spaces.md)."""
+    space: OneOfSpaces = "darts"
     space_options: tuple[str, ...] = ()
     """What a space takes of its own, as name=value: `partial=2 stem=imagenet` (docs/spaces.md)."""
-    method: str = "pamkd"
-    """How the learners teach each other (docs/methods.md)."""
+    method: Annotated[str, tyro.conf.arg(help=f"How learners teach each other: {', '.join(METHODS)} (docs/methods.md).")] = "pamkd"
     learners: int = 2
     """K, a leader of okddip included. With 1 nobody teaches: plain DARTS."""
     order: Literal["first", "second"] = "second"
@@ -50,7 +50,7 @@ class SearchConfig(RunOptions):
     distill_weight: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """lambda, the weight of what is taught; default: the method's own (pamkd 0.5, others 1)."""
     temperature: float | None = None
-    """Softens predictions that are taught; default: the method's own."""
+    """Softens predictions that are taught; default: 1 (kdcl, 2nd-kdcl 2; okddip, one, afd 3; transfer ps 0.1)."""
     kdcl_rule: Rule | None = None
     """How the learners of kdcl and 2nd-kdcl form their teacher; default: minlogit."""
     okddip_leader: bool | None = None
@@ -71,8 +71,9 @@ class SearchConfig(RunOptions):
     """Steps between two updates of cream's meta network; default: 60."""
     meta_lr: float | None = None
     """Learning rate of cream's meta network; default: 1e-4."""
-    transfer: str | None = None
-    """What a better learner of pamkd teaches; default: grs."""
+    transfer: Annotated[
+        str | None, tyro.conf.arg(help=f"What a better learner of pamkd or no-1st teaches: {', '.join(TRANSFERS)}; default: grs.")
+    ] = None
     epsilon: float | None = None
     """Margin of the similarity hinge, Eq. (7); default: 0.01."""
     group_size: int | None = None

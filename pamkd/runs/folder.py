@@ -13,14 +13,14 @@ from pamkd.distributed import Mesh
 from pamkd.runs import checkpoint
 from pamkd.runs.logs import naming, summary_writer, write_json
 from pamkd.runs.manifest import launchers, manifest
-from pamkd.runs.options import CONFIG_NAME, RunOptions, save_config
+from pamkd.runs.options import CONFIG_NAME, FolderOptions, RunOptions, save_config
 
 CHECKPOINT = Path("checkpoints") / "last.safetensors"
 MANIFEST = "manifest.json"
 Options = TypeVar("Options", bound=RunOptions)
 
 
-def open_folder(config: RunOptions, facts: dict[str, Any]) -> None:
+def open_folder(config: FolderOptions, facts: dict[str, Any]) -> None:
     """Make `config.out` and write configuration and manifest. Raises ValueError where a run is, unless it may be overwritten."""
     folder = config.folder
     if config.tensorboard:
@@ -29,9 +29,8 @@ def open_folder(config: RunOptions, facts: dict[str, Any]) -> None:
         if not (folder / MANIFEST).exists():  # which a run writes first
             raise ValueError(f"{folder} holds a {CONFIG_NAME} that no run wrote ({MANIFEST} is missing): choose another --out")
         if not config.overwrite:
-            raise ValueError(
-                f"{folder} already holds a run: continue it with --resume, replace it with --overwrite, or choose another --out"
-            )
+            way = "continue it with --resume, " if isinstance(config, RunOptions) else ""
+            raise ValueError(f"{folder} already holds a run: {way}replace it with --overwrite, or choose another --out")
         shutil.rmtree(folder)
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from pamkd.runs.errors import OptionError
-from pamkd.runs.options import RunOptions
+from pamkd.runs.options import FolderOptions
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -29,7 +29,7 @@ def check_device(name: str) -> None:
 
 
 @contextmanager
-def numerics(config: RunOptions) -> Iterator[None]:
+def numerics(config: FolderOptions) -> Iterator[None]:
     """`config.threads` threads, TF32 products only where `config.tf32`, and algorithms that give the same bits each time where
     `config.deterministic`. Raises OptionError where the device is not here."""
     check_device(config.device)

@@ -44,8 +44,8 @@ FREE = (
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What a search and an evaluation have in common: the images, where the results go, and what computes them."""
+class FolderOptions:
+    """What every command that leaves a run folder has: the images, where the results go, and what computes them."""
 
     dataset: DatasetName = "digits"
     """Images. `folder` is any tree train/<class>/*.jpg, with test/<class>/*.jpg for an evaluation."""
@@ -63,37 +63,27 @@ class RunOptions:
     """Side of a square erased at random; 0: none."""
     out: Path | None = None
     """Run folder; default: a name below runs/ (an evaluation of a search: below its folder)."""
-    resume: bool = False
-    """Continue the run in `out` from its last checkpoint, bit for bit on the CPU."""
     overwrite: bool = False
     """Delete an earlier run in `out` first."""
-    max_time: str | None = None
-    """End with a checkpoint after so long (90, 45m, 3h55m, 1d12h); --resume continues."""
     device: str = "cpu"
     """A PyTorch device."""
     threads: int = 0
     """CPU threads; 0: PyTorch's choice."""
     workers: int = 0
     """Processes that decode images of lazily loaded datasets."""
-    sync_batch_norm: bool = False
-    """With several processes that share a batch: BatchNorm on the statistics of the whole batch, slower and as one process has them."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time (needs --threads; docs/search.md says what a GPU cannot promise)."""
     tf32: bool = False
     """Matrix products and convolutions of float32 in TF32 on a GPU: faster, with 10 bits of mantissa."""
-    tensorboard: bool = False
-    """Also write TensorBoard files (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():  # the command line has seen to it, the library's users may not
             self.require(_is(getattr(self, name), kind), name, _words(kind))
-        self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
         for option in ("threads", "workers", "cutout"):
             self.require(getattr(self, option) >= 0, option, "0 or more")
         self.require(self.threads > 0 or not self.deterministic, "threads", "a number with --deterministic: sums depend on it")
         alone = not (self.download and started_with_others())
         self.require(alone, "download", "False with several processes: fetch the dataset in one process first")
-        self.require(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
 
     @property
     def folder(self) -> Path:
@@ -102,14 +92,33 @@ class RunOptions:
             raise OptionError("out is None: needed is a run folder")
         return self.out
 
-    @property
-    def seconds(self) -> float | None:
-        return None if self.max_time is None else seconds_of(self.max_time)
-
     def require(self, condition: bool, name: str, what: str) -> None:
         """Raise OptionError, naming the option and its value, unless the condition holds."""
         if not condition:
             raise OptionError(f"{name} is {getattr(self, name)!r}: needed is {what}")
+
+
+@dataclass(frozen=True)
+class RunOptions(FolderOptions):
+    """What a search and an evaluation have beyond that: checkpoints, curves, and several processes."""
+
+    resume: bool = False
+    """Continue the run in `out` from its last checkpoint, bit for bit on the CPU."""
+    max_time: str | None = None
+    """End with a checkpoint after so long (90, 45m, 3h55m, 1d12h); --resume continues."""
+    sync_batch_norm: bool = False
+    """With several processes that share a batch: BatchNorm on the statistics of the whole batch, slower and as one process has them."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the package tensorboard)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.max_time is None or bool(self.seconds), "max_time", "a duration such as 90, 45m, 3h55m or 1d12h")
+        self.require(not (self.resume and self.overwrite), "resume", "either --resume or --overwrite")
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.max_time is None else seconds_of(self.max_time)
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import Dataset
 
 from pamkd.data import Augmentation, generator
-from pamkd.runs.config import SearchConfig
+from pamkd.runs.config import OneOfSpaces, SearchConfig
 from pamkd.runs.evaluate import Evaluation
 from pamkd.runs.evaluate_config import EvaluateConfig
 from pamkd.runs.folder import open_folder
 from pamkd.runs.logs import write_json
 from pamkd.runs.numerics import check_device
-from pamkd.runs.options import RunOptions
+from pamkd.runs.options import FolderOptions
 from pamkd.runs.search import build_supernet
 from pamkd.runs.search_data import load_halves
 from pamkd.spaces import SPACES
@@ -25,11 +25,13 @@ from pamkd.spaces.architecture import Architecture
 
 
 @dataclass(frozen=True)
-class RandomConfig(RunOptions):
-    """Draw architectures at random, train each for a short time, keep the one with the fewest validation errors."""
+class RandomConfig(FolderOptions):
+    """Draw architectures at random, train each for a short time, keep the one with the fewest validation errors.
 
-    space: str = "darts"
-    """Search space (docs/spaces.md)."""
+    What is stopped begins anew.
+    """
+
+    space: OneOfSpaces = "darts"
     space_options: tuple[str, ...] = ()
     """What a space takes of its own, as name=value."""
     samples: int = 8
@@ -54,9 +56,6 @@ class RandomConfig(RunOptions):
         self.require(self.space in SPACES, "space", f"one of {', '.join(SPACES)}")
         self.require(self.samples >= 1, "samples", "1 or more")
         self.require(0 < self.train_portion < 1, "train_portion", "a number between 0 and 1")
-        for option in ("resume", "max_time", "tensorboard"):
-            self.require(not getattr(self, option), option, "nothing: a random search is not resumed and writes no curves")
-        self.require(not self.sync_batch_norm, "sync_batch_norm", "nothing: a random search runs in one process")
         training_of(self)  # whose options are checked before an earlier run is overwritten
 
 

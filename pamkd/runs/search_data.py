@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pamkd.data import IMAGENET_SHARES, Augment, ImageDataset, halves, load_dataset
 from pamkd.runs.augmentation import augmentations
-from pamkd.runs.options import RunOptions
+from pamkd.runs.options import FolderOptions
 
 
 class SearchData(NamedTuple):
@@ -19,7 +19,7 @@ class SearchData(NamedTuple):
     facts: dict[str, Any]  # for the manifest
 
 
-def load_halves(config: RunOptions, seed: int, train_portion: float) -> SearchData:
+def load_halves(config: FolderOptions, seed: int, train_portion: float) -> SearchData:
     """The training set of the options, cut by the seed: `train_portion` of it trains weights. Raises as `load_dataset`."""
     dataset = load_dataset(config.dataset, config.data, train=True, image_size=config.image_size, download=config.download)
     train, valid = halves(dataset.labels, seed, IMAGENET_SHARES if config.dataset == "imagenet" else train_portion)

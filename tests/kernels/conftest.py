@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from pamkd.ops import mixed_cell_cuda, relu_conv_norm_cuda
+from pamkd.ops import disturbed_cell_cuda, mixed_cell_cuda, relu_conv_norm_cuda
 from pamkd.ops._library import IMPLEMENTATIONS
 from tests.cuda_host.stencils import on_the_cpu
 from tests.kernels.device import DEVICE
 
 GRS = ("pairwise_cosine", "group_min_similarity", "grs_hinge", "grs_loss")
 KERNELS = {stem: (stem, f"{stem}_backward") for stem in GRS} | {"flat_update": ("sgd_update", "perturb")}
-LAYERS = {"mixed_cell": mixed_cell_cuda, "relu_conv_norm": relu_conv_norm_cuda}
+LAYERS = {"mixed_cell": mixed_cell_cuda, "disturbed_cell": disturbed_cell_cuda, "relu_conv_norm": relu_conv_norm_cuda}
 
 
 @pytest.fixture
@@ -30,10 +30,11 @@ def through_operations(monkeypatch):
             monkeypatch.setitem(IMPLEMENTATIONS[stem], "cpu", "Triton")
         for name in names:
             library.impl(name, getattr(importlib.import_module(f"pamkd.kernels.{stem}"), name), "CPU", allow_override=True)
-    for stem, module in LAYERS.items():
+    for stem in ("mixed_cell", "relu_conv_norm"):  # disturbed_cell asks the former
         operation = sys.modules[f"pamkd.ops.{stem}"]
         monkeypatch.setattr(operation, "on_cpu", lambda tensor: False)
         monkeypatch.setitem(operation.KERNEL_DTYPES, "cpu", (torch.float64, *operation.KERNEL_DTYPES["cuda"]))
+    for stem, module in LAYERS.items():
         library.impl(f"{stem}_forward", module.forward, "CPU", allow_override=True)
         library.impl(f"{stem}_backward", module.backward, "CPU", allow_override=True)
     with on_the_cpu():

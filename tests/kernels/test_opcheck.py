@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from pamkd.reference.cell_spec import CellSpec
+from pamkd.reference.disturbance import Disturbance
 from tests.cuda_host.build import COMPILER
 from tests.kernels.device import DEVICE
 
@@ -16,6 +17,8 @@ pytestmark = [pytest.mark.usefixtures("through_operations"), pytest.mark.filterw
 OPERATIONS = torch.ops.pamkd
 QUICK = ("test_schema", "test_faketensor")
 SPEC = CellSpec(3, (("nor_conv_1x1", "avg_pool_3x3"),), inputs=1, nodes=1)
+NOISY = CellSpec(3, (("noise", "skip_connect"),), inputs=1, nodes=1)
+DRAWS = Disturbance(2**64 - 1, skip_dropout=0.3, drop_path=0.2).encode()
 GROUPS = torch.tensor([[0, 1, 2], [4, 3, 1]])
 
 
@@ -33,6 +36,7 @@ def forward_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "grs_hinge": (leaf(2, 3, 2, dtype=dtype), leaf(1, 3, 2, dtype=dtype), 0.01),
         "grs_loss": (leaf(5, 3, dtype=dtype), leaf(2, 5, 4, dtype=dtype), groups, groups.flip(1), 0.01, True),
         "mixed_cell_forward": (*cell, SPEC.encode(), True),
+        "disturbed_cell_forward": (*cell[:2], leaf(0, dtype=dtype), cell[3], NOISY.encode(), DRAWS, True),
         "relu_conv_norm_forward": (layer[0], None, *layer[1:], 1, 1, 1e-5),
         "sgd_update": (leaf(2, 5), leaf(2, 5), leaf(2, 5), 0.1, 0.9, 3e-4, 5.0),
         "perturb": (leaf(2, 5), leaf(2, 5), 0.01),
@@ -65,6 +69,7 @@ def backward_calls() -> dict[str, tuple]:
     e, _ = given["group_min_similarity"]
     teacher, student, *_ = given["grs_loss"]
     s0, s1, weights, mix, spec, _ = given["mixed_cell_forward"]
+    disturbed = given["disturbed_cell_forward"]
     x, depthwise, pointwise, weight, _, stride, dilation, _ = given["relu_conv_norm_forward"]
     y, *statistics = kept["relu_conv_norm_forward"]
     return {
@@ -73,6 +78,10 @@ def backward_calls() -> dict[str, tuple]:
         "grs_hinge_backward": (kept["grs_hinge"], *given["grs_hinge"]),
         "grs_loss_backward": (kept["grs_loss"][0], teacher, student, *kept["grs_loss"][1:], 0.01, True, True, False),
         "mixed_cell_backward": (kept["mixed_cell_forward"][0], s0, s1, weights, mix, *kept["mixed_cell_forward"], spec, *[True, False] * 2),
+        "disturbed_cell_backward": (
+            *(kept["disturbed_cell_forward"][0], *disturbed[:4], *kept["disturbed_cell_forward"], *disturbed[4:6]),
+            *(True, False, False, True),
+        ),
         "relu_conv_norm_backward": (y, x, depthwise, pointwise, weight, *statistics, stride, dilation, [1, 0, 1, 1, 0]),
     }
 

@@ -21,7 +21,7 @@ from pamkd.reproduce import ReproduceConfig, reproduce
 from pamkd.reproduce.command import _scale
 from pamkd.reproduce.neighbours import nearest_rows
 from pamkd.reproduce.paper import C10, C100, TABLES
-from pamkd.reproduce.scales import SCALES, columns, evaluation_config, search_config
+from pamkd.reproduce.scales import SCALES, Machine, columns, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
 from pamkd.reproduce.units import Measured
 from pamkd.reproduce.write import cells, write_table
@@ -33,7 +33,7 @@ from pamkd.runs.options import parse, save_config
 
 
 def test_rows_of_the_paper():
-    assert [len(TABLES[name].rows) for name in ("table1", "table2", "table3", "table4", "table5", "table6")] == [37, 16, 32, 9, 6, 6]
+    assert [len(TABLES[name].rows) for name in ("table1", "table2", "table3", "table4", "table5", "table6")] == [37, 16, 36, 9, 6, 6]
     figures = {row.key: row.paper for row in TABLES["table1"].rows}
     assert figures["darts/pamkd"] == {C100: "17.61±0.16", C10: "2.38±0.03"} and figures["pdarts/cream"][C10] == "2.65±0.04"
     for name, table in TABLES.items():
@@ -45,13 +45,13 @@ def test_rows_of_the_paper():
 
 def test_the_paper_scale_is_the_paper():
     rows = {row.key: row for row in TABLES["table1"].rows}
-    config = search_config(SCALES["paper"], rows["darts/pamkd"], C100, 3, None, 0)
+    config = search_config(SCALES["paper"], rows["darts/pamkd"], C100, 3, Machine())
     assert (config.dataset, config.order, config.epochs, config.batch_size, config.channels, config.cells) == (C100, "first", 50, 64, 16, 8)
     assert (config.learners, config.seed, config.method) == (2, 3, "pamkd")
-    assert search_config(SCALES["paper"], rows["darts/okddip"], C10, 0, None, 0).learners == 3
+    assert search_config(SCALES["paper"], rows["darts/okddip"], C10, 0, Machine()).learners == 3
     weights = {}
     for key in ("darts/pamkd", "pdarts/pamkd", "pcdarts/pamkd", "prdarts/pamkd", "pcdarts/mkd"):
-        configs = (search_config(SCALES["paper"], rows[key], column, 0, None, 0) for column in (C100, C10))
+        configs = (search_config(SCALES["paper"], rows[key], column, 0, Machine()) for column in (C100, C10))
         weights[key] = [method_of(config).weight for config in configs]
     assert weights == {
         "darts/pamkd": [0.5, 0.5],
@@ -60,7 +60,7 @@ def test_the_paper_scale_is_the_paper():
         "prdarts/pamkd": [0.5, 0.5],
         "pcdarts/mkd": [1.0, 1.0],
     }
-    evaluation = evaluation_config(SCALES["paper"], rows["darts/pamkd"], C100, 3, None, 0)
+    evaluation = evaluation_config(SCALES["paper"], rows["darts/pamkd"], C100, 3, Machine())
     assert (evaluation.epochs, evaluation.channels, evaluation.cells, evaluation.seeds) == (600, 36, 20, (3,))
     assert SCALES["paper"].seeds == tuple(range(10))
 
@@ -71,16 +71,18 @@ LAMBDA_ONE = ("no-1st", "mkd", "kdcl", "afd", "one", "okddip", "2nd-mkd", "2nd-k
 
 
 def test_every_row_at_the_scale_paper():
-    """Learners, lambda, epsilon, R, order and the searched dataset of all rows of all tables and figures."""
+    """Cells, epochs, learners, lambda, epsilon, R, order and the searched dataset of all rows of all tables and figures."""
     for name, table in TABLES.items():
         for row in table.rows:
             for column in row.paper:
-                search = search_config(SCALES["paper"], row, column, 7, None, 0)
-                evaluation = evaluation_config(SCALES["paper"], row, column, 7, None, 0)
+                search = search_config(SCALES["paper"], row, column, 7, Machine())
+                evaluation = evaluation_config(SCALES["paper"], row, column, 7, Machine())
                 method, where = method_of(search), (name, row.key, column)
                 searched = row.options.get("dataset", column)
                 assert (search.dataset, evaluation.dataset) == (searched, column), where
                 assert (search.method, search.seed, search.order, evaluation.seeds) == (row.method, 7, "first", (7,)), where
+                stages = {"pdarts": (5, 75), "drnas-nasbench201": (5, 50)}  # of three depths, and of five cells in each of three
+                assert (search.cells, search.epochs) == stages.get(row.space, (8, 50)), where
                 if "/k-" not in row.key and row.key != "darts/plain-2":
                     assert search.learners == {"plain": 1, "cream": 1, "okddip": 3}.get(row.method, 2), where
                 if row.method == "pamkd":
@@ -179,11 +181,11 @@ def test_listed_commands_give_the_same_runs(what, rows, more, tmp_path, capsys):
     for line, column in zip(capsys.readouterr().out.splitlines(), columns(scale, row), strict=True):
         search, evaluation = (shlex.split(part)[2:] for part in line.split(f"{column} seed 3: ")[1].split("&&"))
         found = parse(SearchConfig, search, {}, "pamkd search")
-        assert dataclasses.replace(found, out=None) == search_config(scale, row, column, 3, config.data, 1)
+        assert dataclasses.replace(found, out=None) == search_config(scale, row, column, 3, config.machine)
         found.folder.mkdir(parents=True)
         save_config(found, found.folder / "config.yaml")
         run = parse(EvaluateConfig, evaluate_presets.arguments(evaluation), evaluate_presets.PRESETS, "pamkd evaluate")
-        expected = evaluation_config(scale, row, column, 3, config.data, 1)
+        expected = evaluation_config(scale, row, column, 3, config.machine)
         assert run.run == found.out and dataclasses.replace(run, run=None, out=None) == expected
 
 

@@ -30,6 +30,8 @@ def test_run_folder(tmp_path):
     config, result = run(RandomConfig(samples=1, epochs=1, channels=2, cells=3, batch_size=256, out=tmp_path / "run"))
     assert find_genotype(EvaluateConfig(run=config.out)) == result.genotype
     assert len(json.loads((config.out / "result.json").read_text())["tried"]) == 1
+    with pytest.raises(ValueError, match="already holds a run: replace it with --overwrite, or"):
+        run(config)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +39,8 @@ def test_run_folder(tmp_path):
     [
         ({"space": "x"}, "one of darts"),
         ({"samples": 0}, "1 or more"),
+        ({"train_portion": 1.0}, "between 0 and 1"),
         ({"batch_size": 1}, "batch_size is 1"),
-        ({"resume": True}, "not resumed"),
-        ({"max_time": "1h"}, "max_time is"),
     ],
 )
 def test_wrong_options(options, message):
