@@ -49,7 +49,8 @@ test: lint
 test-gpu: install
 	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: PyTorch finds no CUDA device here")'
 	$(BIN)/python -m pytest $(GPU_TESTS)
-	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest $(GPU_TESTS); fi
+	if command -v compute-sanitizer; then \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --target-processes all --error-exitcode 1 $(BIN)/python -m pytest $(GPU_TESTS); fi
 	$(BIN)/pamkd doctor
 
 sanitize: install

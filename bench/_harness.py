@@ -33,6 +33,8 @@ class Bench:
         parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
         if gpu:
             parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where everything runs")
+            # cuDNN takes TF32 unasked: peers would be faster than the float32 that they are compared in, and fail the comparison.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.options = parser.parse_args()
         self.device = torch.device(self.options.device if gpu else "cpu")
         if self.device.type == "cuda" and not torch.cuda.is_available():

@@ -51,9 +51,10 @@ class Count:
         self.by_operation[name] += bytes
         self.launches_of[name] += 1
 
-    def seconds(self, device: str, column: int) -> float:
-        memory, *rates = CHIPS[device]
-        return max(self.bytes / memory, self.products / rates[column - 1] + self.others / rates[0])
+    def seconds(self, device: str, products: float) -> float:
+        """A lower bound, with so many operations of products per second."""
+        memory, others, *_ = CHIPS[device]
+        return max(self.bytes / memory, self.products / products + self.others / others)
 
 
 def total(parts: Iterable[tuple[int, Count]]) -> Count:
@@ -123,11 +124,13 @@ class Launches:
         branches = launch.branches(groups, launch["each"], launch["convolutions"])
         moved = launch.states(branches) + launch.weights(branches) + launch.partial(2 * count) + groups * launch.output
         moved += launch.pieces(branches) + count * launch.map
-        work = launch.maps(branches)
-        taps = sum(branch.size**2 for branch in branches if branch.taps >= 0)
-        work["products"] *= 3  # z, dd and dP
-        work["others"] += 2 * taps * launch.map // launch.element
-        self.count.add(name, moved, **work)
+        tiles = math.ceil(launch["c"] / launch["TILE"])
+        again = 1 if launch["SINGLE"] else tiles  # z, by every program of several
+        products = (again + 2) * launch.products(branches)  # z, dd and dP
+        samples = 1 if launch["SINGLE"] else 1 + tiles * math.ceil(launch["k"] / launch["ROWS"])  # of d: of its own channels, and for z
+        others = samples * launch.stencils(branches)
+        others += 2 * sum(branch.size**2 for branch in branches if branch.taps >= 0) * launch.map // launch.element
+        self.count.add(name, moved, products=products, others=others)
 
     def shared_kernel(self, name: str, launch: Launch) -> None:
         kinds = [launch[bound] for bound in ("begin", "means", "identities", "end")]
@@ -198,6 +201,12 @@ class Launch:
 
     def maps(self, branches: list[Branch]) -> dict[str, int]:
         """Operations of computing d and z of every branch; d again for every tile of z."""
-        stencils = sum(self.tiles * (2 if b.kind == WEIGHTED else 1) * b.size**2 for b in branches) * self.pixels * self["c"]
-        products = sum(b.convolution for b in branches) * 2 * self.pixels * self["c"] * self.k
-        return {"products": products, "others": stencils}
+        return {"products": self.products(branches), "others": self.tiles * self.stencils(branches)}
+
+    def stencils(self, branches: list[Branch]) -> int:
+        """Operations of computing d of every branch once."""
+        return sum((2 if branch.kind == WEIGHTED else 1) * branch.size**2 for branch in branches) * self.pixels * self["c"]
+
+    def products(self, branches: list[Branch]) -> int:
+        """Operations of one product with P of every branch."""
+        return sum(branch.convolution for branch in branches) * 2 * self.pixels * self["c"] * self.k

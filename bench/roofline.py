@@ -4,7 +4,8 @@ Counted by tracing on meta tensors, so no GPU is needed: every operation that Py
 inputs and writes its outputs once; views and allocations are none. A kernel of ours likewise reads every map, weight and partial
 sum that it needs once, and counts all operations that it does, those for maps that it computes again included (`bench/_launches.py`).
 Both sides take float32, or bfloat16 throughout. A lower bound is the larger of bytes over bandwidth and operations over rate, matrix
-products at the rate of the precision, everything else at that of float32; launches cost nothing in it.
+products at the rate of the precision (ours in float32 at a third of TF32's, of which they take three passes), everything else at
+that of float32; launches cost nothing in it.
 
 Ours is what `mixed_cell`, `disturbed_cell` and `relu_conv_norm` run on a GPU; the passes of one kind in a step, those of all learners
 and of both ends of a difference, are one call of the supernet, whose learners the published composition runs one after another.
@@ -134,14 +135,21 @@ def passes(learners: int) -> int:
     return sum(sets * times for sets, times in calls(learners).items())
 
 
-def report(bench: Bench, case: str, ours: Count, peer: Count, column: int) -> None:
+def bounds(device: str, precision: str, ours: Count, peer: Count) -> tuple[float, float]:
+    """Seconds of both sides at least."""
+    rates = CHIPS[device]
+    rate = rates[PRECISIONS[precision][1]]
+    return ours.seconds(device, rates[2] / 3 if precision == "float32" else rate), peer.seconds(device, rate)
+
+
+def report(bench: Bench, case: str, ours: Count, peer: Count, precision: str) -> None:
     bench.row(case, "launches", "1", ours.launches, {"published": peer.launches})
     bench.row(case, "bytes", "GB", ours.bytes / GB, {"published": peer.bytes / GB})
     for kind in ("products", "others"):
         figures = [getattr(count, kind) / TERA for count in (ours, peer)]
         bench.row(case, kind, "Tflop", figures[0], {"published": figures[1]})
     for device in CHIPS:
-        seconds = [count.seconds(device, column) for count in (ours, peer)]
+        seconds = bounds(device, precision, ours, peer)
         bench.row(case, f"bound {device}", "s", seconds[0], {"published": seconds[1]})
 
 
@@ -158,16 +166,16 @@ def main() -> None:
     darts = Darts(channels=options.channels, cells=options.cells)
     for images in options.batch:
         for case in options.space:
-            report(bench, f"{case} batch={images} float32", *passes_of(supernet_of(case), images, torch.float32), 1)
+            report(bench, f"{case} batch={images} float32", *passes_of(supernet_of(case), images, torch.float32), "float32")
         counts, steps = {}, {}
         for dtype in (torch.float32, torch.bfloat16):
             counts[dtype] = passes_of(darts, images, dtype)
             steps[dtype] = {learners: our_step(learners, darts, images, dtype) for learners in options.learners}
-        for precision, (dtype, column) in PRECISIONS.items():
+        for precision, (dtype, _) in PRECISIONS.items():
             ours, peer = counts[dtype]
-            report(bench, f"pass batch={images} {precision}", ours, peer, column)
+            report(bench, f"pass batch={images} {precision}", ours, peer, precision)
             for learners, step in steps[dtype].items():
-                report(bench, f"step K={learners} batch={images} {precision}", step, total([(passes(learners), peer)]), column)
+                report(bench, f"step K={learners} batch={images} {precision}", step, total([(passes(learners), peer)]), precision)
         if options.operations:
             for side, count in zip(("ours", "published"), counts[torch.float32], strict=True):
                 for name, amount in count.by_operation.most_common():

@@ -38,12 +38,13 @@ def dot_precision(dtype: torch.dtype, computed: torch.dtype | None = None) -> st
     """`input_precision` of `tl.dot` of inputs of a dtype, converted to `computed` where that is given.
 
     float32 products take three TF32 passes, which keep its accuracy, or one where the program allows TF32
-    (`torch.set_float32_matmul_precision("high")`, `torch.backends.cuda.matmul.allow_tf32`) or the numbers came from a dtype that
+    (`torch.set_float32_matmul_precision("high")`, `torch.backends.cuda.matmul.fp32_precision`) or the numbers came from a dtype that
     is no finer.
     """
     if (computed or dtype) != torch.float32:
         return "ieee"
-    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    # Not `allow_tf32`, which raises where a program has set the precision by its newer name.
+    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def check_grid(operation: str, first: int, **others: int) -> None:

@@ -1,7 +1,7 @@
 """The branches of a mixed-op cell: how a kernel reads what one of them makes of its state, before and after the pointwise convolution.
 
 A branch is a row of integers in a table: a state, a stencil on it (depthwise convolution of relu(x), pool, or the pixel itself), a
-pointwise convolution P, BatchNorm or none, and the number of its weight in the mixture. Kernels recompute the stencil's map d and
+pointwise convolution P, BatchNorm or none, and the number of its weight in the mixture; or noise. Kernels recompute the stencil's map d and
 z = P d for the pixels of a block each time that they need them: nine to twenty-five samples that lie in the cache are cheaper than
 a map that goes to memory and back.
 """

@@ -3,7 +3,8 @@
     y = sum_b w_b BatchNorm(P_b d_b),   d_b the stencil of branch b on its state
 
 in two launches: mean and deviation of z_b = P_b d_b, then the sum. Neither d_b nor z_b is ever written. With one branch per node and
-w = 1 this is also the first half of a separable convolution, and `relu_conv_norm`.
+w = 1 this is also the first half of a separable convolution, and `relu_conv_norm`. Where something is drawn (`draws.py`), noise takes the
+place of a z_b, and w_b is a number for each image or pixel.
 
 float32, float64; bfloat16 and float16 maps with statistics and sums in float32. Any number of channels.
 """

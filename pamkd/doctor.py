@@ -38,7 +38,7 @@ class DoctorConfig:
 
 
 def doctor(config: DoctorConfig) -> int:
-    """Print the findings; 0 when everything works, else 1. Raises ValueError for no rounds."""
+    """Print the findings; 0 when everything works, else 1. Raises ValueError for less than one round."""
     if config.rounds < 1:
         raise ValueError(f"rounds is {config.rounds}: needed is 1 or more")
     found: dict[str, Any] = {"versions": versions(), "build": build(), "devices": devices(), "implementations": implementations()}

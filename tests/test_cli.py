@@ -13,7 +13,7 @@ import pytest
 
 from pamkd import cli
 
-SMALL = "--epochs 2 --channels 2 --cells 3 --batch-size 64 --group-pairs 8 --no-tensorboard --threads 1 --log-every 1"
+SMALL = "--epochs 2 --channels 2 --cells 3 --batch-size 64 --group-pairs 8 --threads 1 --log-every 1"
 
 
 def start(*words: object, cwd) -> subprocess.Popen:

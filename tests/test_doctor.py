@@ -20,6 +20,11 @@ def test_everything_works(capsys):
     assert all(name in text for name in EXAMPLES) and "everything works" in text and "FAILED" not in text
 
 
+def test_no_round_is_refused():
+    with pytest.raises(ValueError, match="rounds is 0: needed is 1 or more"):
+        doctor(DoctorConfig(rounds=0))
+
+
 def test_json_has_every_operation_and_dtype(capsys):
     assert doctor(DoctorConfig(json=True, rounds=1)) == 0
     found = json.loads(capsys.readouterr().out)

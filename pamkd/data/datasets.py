@@ -235,7 +235,7 @@ def load_dataset(
     if name in ("cifar10", "cifar100"):
         return _cifar(name, root, train, download)
     if not root.is_dir():
-        raise FileNotFoundError(f"dataset folder {root} does not exist: give the one where {name} lies (--data PATH)")
+        raise FileNotFoundError(f"there is no folder {root}: give the one where the dataset {name} lies (--data PATH)")
     if name == "imagenet16-120":
         return Images(
             name,

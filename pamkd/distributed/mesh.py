@@ -64,7 +64,11 @@ def open_mesh(learners: int, *, learner_rows: int | None = None, device: str = "
         raise ValueError(f"device is {device!r} with {processes} processes: needed is cpu, or cuda for one GPU each")
     if ours:
         if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= count:
+                found = f"LOCAL_RANK is {local} and PyTorch finds {count} CUDA device{'' if count == 1 else 's'} here"
+                raise ValueError(f"{found}: start no more processes on a machine than it has GPUs (--nproc-per-node)")
+            torch.cuda.set_device(local)
         store, rank, _ = next(rendezvous("env://"))
         # torchrun keeps one store for all its starts: there the addresses of processes that have died would be found again.
         name = f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"

@@ -42,6 +42,16 @@ def define(schema: str, *, compiled: tuple[str, ...] = ("CPU",)) -> None:
     COMPILED[schema.split("(")[0]] = compiled
 
 
+def implement_on_cuda(name: str, kernel: Callable[..., Any]) -> None:
+    """Implement an operation on CUDA in Python. Triton launches on the current device: it is that of the tensors meanwhile."""
+
+    def call(*arguments: Any) -> Any:
+        with torch.cuda.device_of(next(argument for argument in arguments if isinstance(argument, Tensor))):
+            return kernel(*arguments)
+
+    LIB.impl(name, call, "CUDA")
+
+
 def triton_kernels(stem: str, *operations: str) -> None:
     """Implement operations on CUDA by the functions of the same names in `pamkd.kernels.<stem>`, imported when first called."""
 
@@ -52,7 +62,7 @@ def triton_kernels(stem: str, *operations: str) -> None:
         return call
 
     for name in operations:
-        LIB.impl(name, lazy(name), "CUDA")
+        implement_on_cuda(name, lazy(name))
 
 
 def register(

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from pamkd.ops import mixed_cell_cuda
 from pamkd.ops._checks import check_cell, check_sets, check_tensors
-from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
+from pamkd.ops._library import (
+    LIB,
+    channels_last,
+    define,
+    deny_double_backward,
+    has_kernel,
+    implement_on_cuda,
+    on_cpu,
+    register,
+    weight_sets,
+)
 from pamkd.ops.stencils import KERNEL_DTYPES as STENCIL_DTYPES
 from pamkd.reference import mixed_cell as reference
 from pamkd.reference.cell_spec import CellSpec
@@ -24,8 +34,8 @@ define(
     "mixed_cell_backward(Tensor grad, Tensor s0, Tensor? s1, Tensor weights, Tensor mix, Tensor nodes, Tensor first_halves, "
     "Tensor statistics, int[] spec, bool need_s0, bool need_s1, bool need_weights, bool need_mix) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-LIB.impl("mixed_cell_forward", mixed_cell_cuda.forward, "CUDA")
-LIB.impl("mixed_cell_backward", mixed_cell_cuda.backward, "CUDA")
+implement_on_cuda("mixed_cell_forward", mixed_cell_cuda.forward)
+implement_on_cuda("mixed_cell_backward", mixed_cell_cuda.backward)
 
 
 def mixed_cell(s0: Tensor, s1: Tensor | None, weights: Tensor, mix: Tensor, spec: CellSpec) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pamkd.ops.mixed_cell_bypass import Bypass, shuffled, unshuffled
 from pamkd.ops.mixed_cell_plan import Branch, Leaving, Plan, plan_of, tables_of
-from pamkd.ops.stencils import MAX_BRANCHES
+from pamkd.ops.stencils import MAX_BRANCHES, MAX_IMAGES
 from pamkd.reference.cell_spec import CellSpec
 from pamkd.reference.disturbance import Disturbance
 from pamkd.reference.mixed_cell import BN_EPS
@@ -189,8 +189,9 @@ def to_states(
     grad: [branches and pools, L, n, h', w', c]; `behind` is the place of the single taps in the weights.
     """
     c = x.shape[-1]
-    for begin in range(0, max(1, len(branches)), MAX_BRANCHES):
-        piece, last = branches[begin : begin + MAX_BRANCHES], begin + MAX_BRANCHES >= len(branches)
+    at_once = max(1, min(MAX_BRANCHES, MAX_IMAGES // grad.shape[1:3].numel())) if paired else MAX_BRANCHES
+    for begin in range(0, max(1, len(branches)), at_once):
+        piece, last = branches[begin : begin + at_once], begin + at_once >= len(branches)
         part = slice(begin, begin + len(piece))
         torch.ops.pamkd.stencils_input(
             grad[begin:] if last else grad[part],

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from pamkd.ops import relu_conv_norm_cuda
 from pamkd.ops._checks import check_integers, check_numbers, check_sets, check_tensors
-from pamkd.ops._library import LIB, channels_last, define, deny_double_backward, has_kernel, on_cpu, register, weight_sets
+from pamkd.ops._library import (
+    LIB,
+    channels_last,
+    define,
+    deny_double_backward,
+    has_kernel,
+    implement_on_cuda,
+    on_cpu,
+    register,
+    weight_sets,
+)
 from pamkd.ops.mixed_cell import KERNEL_DTYPES
 from pamkd.ops.mixed_cell_cuda import accumulated
 from pamkd.reference import relu_conv_norm as reference
@@ -24,8 +34,8 @@ define(
     "relu_conv_norm_backward(Tensor grad, Tensor x, Tensor? depthwise, Tensor pointwise, Tensor? weight, Tensor z, Tensor statistics, "
     "int stride, int dilation, int[] need) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-LIB.impl("relu_conv_norm_forward", relu_conv_norm_cuda.forward, "CUDA")
-LIB.impl("relu_conv_norm_backward", relu_conv_norm_cuda.backward, "CUDA")
+implement_on_cuda("relu_conv_norm_forward", relu_conv_norm_cuda.forward)
+implement_on_cuda("relu_conv_norm_backward", relu_conv_norm_cuda.backward)
 
 
 def relu_conv_norm(

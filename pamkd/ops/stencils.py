@@ -15,6 +15,7 @@ from pamkd.reference import stencils as reference
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_BRANCHES = 32  # kMaxBranches of csrc/cuda/stencil.cuh
+MAX_IMAGES = 65535  # of all models, in the third dimension of a CUDA grid; with `paired` of all convolutions too
 
 # x [models, images, h, w, c], weights [models, sum of c k k], both dense.
 define("stencils_forward(Tensor x, Tensor weights, int[] kernels, int[] dilations, int stride, bool pools) -> Tensor", compiled=("CUDA",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 # The position of a name is its code in `CellSpec.encode`: append, never reorder. `noise` is drawn (space S4).
 OPERATIONS = (
@@ -145,13 +145,18 @@ class CellSpec:
     @classmethod
     def decode(cls, code: list[int]) -> CellSpec:
         """The inverse of `encode`."""
-        channels, reduction, inputs, nodes, partial, last, _, pool_norm = code[:8]
-        candidates, rest = [], code[8:]
-        while rest:
-            count = rest[0]
-            candidates.append(tuple(OPERATIONS[i] for i in rest[1 : count + 1]))
-            rest = rest[count + 1 :]
-        return cls(channels, tuple(candidates), bool(reduction), inputs, nodes, partial, "last" if last else "concat", bool(pool_norm))
+        return _decoded(tuple(code))
+
+
+@lru_cache(maxsize=256)  # every call of the operation on a GPU decodes, and asks for what a cell computes of itself
+def _decoded(code: tuple[int, ...]) -> CellSpec:
+    channels, reduction, inputs, nodes, partial, last, _, pool_norm = code[:8]
+    candidates, rest = [], code[8:]
+    while rest:
+        count = rest[0]
+        candidates.append(tuple(OPERATIONS[i] for i in rest[1 : count + 1]))
+        rest = rest[count + 1 :]
+    return CellSpec(channels, tuple(candidates), bool(reduction), inputs, nodes, partial, "last" if last else "concat", bool(pool_norm))
 
 
 def _weight_shapes(name: str, c: int, stride: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -18,6 +18,7 @@ from pamkd.reproduce.paper import TABLES, Row
 from pamkd.reproduce.scales import SCALES, Machine, Scale, columns, evaluation_config, search_config
 from pamkd.reproduce.units import Unit, gather
 from pamkd.reproduce.write import write_table
+from pamkd.spaces import SPACES
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,17 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
     """Run what is missing and write the table. Raises ValueError for an unknown table or row; returns the files written."""
     if config.threads < 0:
         raise ValueError(f"threads is {config.threads}: needed is 0 (PyTorch's choice) or more")
+    if config.space is not None and config.space not in SPACES:
+        raise ValueError(f"space is {config.space!r}: needed is one of {', '.join(SPACES)}")
     scale = _scale(config)
     pictures = f"-{config.data.resolve().name}" if config.data is not None and scale.dataset == "folder" else ""
     root = config.out / (config.scale + pictures)
     if config.what == "figure1":
         return figure1(config, root)
     if config.what not in TABLES:
-        raise ValueError(f"{config.what!r} is no table or figure that can be reproduced; those are {', '.join(TABLES)} and figure1")
+        raise ValueError(
+            f"{config.what!r} is no table or figure that can be reproduced; those are {', '.join(sorted(['figure1', *TABLES]))}"
+        )
     table = TABLES[config.what]
     rows = [row for row in table.rows if any(fnmatch.fnmatchcase(row.key, pattern) for pattern in config.rows)]
     if config.space is not None:

@@ -161,8 +161,8 @@ class SearchConfig(RunOptions):
         need(self.transfer is None or self.transfer in TRANSFERS, "transfer", f"one of {', '.join(TRANSFERS)}")
         kind, read = METHODS[self.method], readers(self.method, self.transfer)
         for option in OPTIONS:
-            who = self.method + (f" with transfer {self.transfer}" if self.transfer else "")
-            need(getattr(self, option) is None or option in read, option, f"nothing: method {who} does not read it")
+            who = self.method + (f" with transfer {self.transfer}" if self.transfer and "transfer" in read else "")
+            need(getattr(self, option) is None or option in read, option, f"None, as method {who} does not read it")
         fewest, most = kind.learners
         need(fewest <= self.learners <= most, "learners", f"{fewest if fewest == most else f'{fewest} or more'} for method {self.method}")
         need(kind.two_sets or self.warmup_v_epochs == 0, "warmup_v_epochs", f"0: method {self.method} has no weights V")
@@ -177,7 +177,7 @@ class SearchConfig(RunOptions):
         need((self.ramp_epochs or 0) >= 0, "ramp_epochs", "0 or more")
         need((self.adversarial_lr or 0) >= 0, "adversarial_lr", "0 or more")
         need((self.adversarial_decay or 0) >= 0, "adversarial_decay", "0 or more")
-        need((self.distill_weight or 0) >= 0, "distill_weight", "0 or more (lambda)")
+        need((self.distill_weight or 0) >= 0, "distill_weight", "0 or more")
         need(self.temperature is None or self.temperature > 0, "temperature", "a positive number")
         need((self.epsilon or 0) >= 0, "epsilon", "0 or more")
         need((self.group_pairs or 0) >= 0, "group_pairs", "0 (the batch size) or more")

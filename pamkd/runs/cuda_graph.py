@@ -98,6 +98,7 @@ def capture(step: Callable[[], Recorded]) -> tuple[Callable[[], None], Recorded]
             step()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Threads that pin the next batches ask for memory meanwhile, which the default mode forbids them.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         recorded = step()
     return graph.replay, recorded

@@ -68,11 +68,12 @@ def save_network(path: Path, network: Network, facts: dict[str, Any]) -> None:
     checkpoint.save(path, network.state_dict(), meta)
 
 
-def load_network(path: Path) -> tuple[Network, dict[str, Any]]:
+def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
     """The network, in evaluation mode on the CPU, and the facts of a file that `save_network` wrote.
 
     Raises CheckpointError when the file is absent, damaged or none of those.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}: it is written by pamkd evaluate")
     tensors, meta = checkpoint.load(path)

@@ -68,7 +68,7 @@ def summary_writer() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra(
-            "--tensorboard needs the package tensorboard: pip install 'pamkd[tensorboard]', or pass --no-tensorboard"
+            "--tensorboard needs the package tensorboard: pip install 'pamkd[tensorboard]', or leave --tensorboard away"
         ) from error
     return SummaryWriter
 

@@ -45,10 +45,10 @@ def lookup(config: LookupConfig) -> str:
 
 
 def _open(config: LookupConfig) -> NasBenchTable:
+    if not config.table.exists():
+        raise ValueError(f"there is no table {config.table}: give a CSV file, or a file or folder of nats_bench or nas_201_api")
     if config.table.name.endswith((".csv", ".csv.gz")):
         return NasBenchTable.from_csv(config.table)
-    if not config.table.exists():
-        raise ValueError(f"there is no table {config.table}")
     if config.table.suffix == ".pth":
         _need("nas_201_api")
         from nas_201_api import NASBench201API

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from contextlib import contextmanager, nullcontext
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -30,12 +30,13 @@ def check_device(name: str) -> None:
 
 @contextmanager
 def numerics(config: FolderOptions) -> Iterator[None]:
-    """`config.threads` threads, TF32 products only where `config.tf32`, and algorithms that give the same bits each time where
-    `config.deterministic`. Raises OptionError where the device is not here."""
+    """`config.threads` threads, TF32 products only where `config.tf32`, algorithms that give the same bits each time where
+    `config.deterministic`, and a numbered GPU as the current one. Raises OptionError where the device is not here."""
     check_device(config.device)
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    filling: Any = torch.utils.deterministic  # whose attribute type checkers do not see
-    threads, tf32 = torch.get_num_threads(), (matmul.allow_tf32, cudnn.allow_tf32)
+    # Type checkers do not see all attributes of these.
+    matmul, cudnn, filling = cast("tuple[Any, ...]", (torch.backends.cuda.matmul, torch.backends.cudnn, torch.utils.deterministic))
+    tf32 = {part: part.fp32_precision for part in (matmul, cudnn.conv, cudnn.rnn)}  # the older names raise where these were set alone
+    threads = torch.get_num_threads()
     strict, warn, fill = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -48,11 +49,16 @@ def numerics(config: FolderOptions) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
         filling.fill_uninitialized_memory = False  # what nobody reads need not be filled
+    device = torch.device(config.device)
+    numbered = device.type == "cuda" and device.index is not None
     try:
-        yield
+        with torch.cuda.device(device) if numbered else nullcontext():  # for streams, graphs and kernels that ask for the current one
+            yield
     finally:
         torch.set_num_threads(threads)
-        matmul.allow_tf32, cudnn.allow_tf32 = tf32
+        matmul.allow_tf32, cudnn.allow_tf32 = tf32[matmul] == "tf32", tf32[cudnn.conv] == "tf32"
+        for part, precision in tf32.items():
+            part.fp32_precision = precision
         torch.use_deterministic_algorithms(strict, warn_only=warn)
         filling.fill_uninitialized_memory = fill
 

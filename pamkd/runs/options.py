@@ -95,7 +95,8 @@ class FolderOptions:
     def require(self, condition: bool, name: str, what: str) -> None:
         """Raise OptionError, naming the option and its value, unless the condition holds."""
         if not condition:
-            raise OptionError(f"{name} is {getattr(self, name)!r}: needed is {what}")
+            shown = "lambda (distill_weight)" if name == "distill_weight" else name
+            raise OptionError(f"{shown} is {getattr(self, name)!r}: needed is {what}")
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,14 @@ def refused():
     return found
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="LOCAL_RANK is 1 and PyTorch finds 1 CUDA device here: start no more"):
+        open_mesh(2, device="cuda").__enter__()
+
+
 def test_a_step_that_diverges_in_one_process(in_processes, tmp_path):
     """All processes end with the same sentence, which names the learner that began, and one process takes the step again."""
     for name, size, options in (("rows", 2, {"learner_rows": 2, "learners": 3}), ("columns", 4, {"learner_rows": 2})):

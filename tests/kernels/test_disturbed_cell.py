@@ -69,3 +69,8 @@ def test_many_chunks_of_several_blocks():
     """More pixels than 32 chunks of one block, the last one short; images end within blocks."""
     dtype, tolerance = (torch.float64, 1e-12) if DEVICE == "cpu" else (torch.float32, 1e-5)
     assert_equals_the_reference(cell(2, ("noise",), nodes=1, inputs=1), ALL, 7, 11, 29, dtype, tolerance)
+
+
+def test_full_convolutions_are_composed():
+    with pytest.warns(UserWarning, match="no GPU kernel for nor_conv_3x3"):
+        assert_equals_the_reference(cell(3, ("nor_conv_3x3", "skip_connect"), nodes=1, inputs=1), ALL, 2, 3, 3)

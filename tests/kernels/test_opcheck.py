@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.usefixtures("through_operations"), pytest.mark.filterw
 OPERATIONS = torch.ops.pamkd
 QUICK = ("test_schema", "test_faketensor")
 SPEC = CellSpec(3, (("nor_conv_1x1", "avg_pool_3x3"),), inputs=1, nodes=1)
-NOISY = CellSpec(3, (("noise", "skip_connect"),), inputs=1, nodes=1)
-DRAWS = Disturbance(2**64 - 1, skip_dropout=0.3, drop_path=0.2).encode()
+DRAWS = Disturbance(2**64 - 1, drop_path=0.2).encode()
 GROUPS = torch.tensor([[0, 1, 2], [4, 3, 1]])
 
 
@@ -36,7 +35,7 @@ def forward_calls(dtype: torch.dtype) -> dict[str, tuple]:
         "grs_hinge": (leaf(2, 3, 2, dtype=dtype), leaf(1, 3, 2, dtype=dtype), 0.01),
         "grs_loss": (leaf(5, 3, dtype=dtype), leaf(2, 5, 4, dtype=dtype), groups, groups.flip(1), 0.01, True),
         "mixed_cell_forward": (*cell, SPEC.encode(), True),
-        "disturbed_cell_forward": (*cell[:2], leaf(0, dtype=dtype), cell[3], NOISY.encode(), DRAWS, True),
+        "disturbed_cell_forward": (*cell, SPEC.encode(), DRAWS, True),
         "relu_conv_norm_forward": (layer[0], None, *layer[1:], 1, 1, 1e-5),
         "sgd_update": (leaf(2, 5), leaf(2, 5), leaf(2, 5), 0.1, 0.9, 3e-4, 5.0),
         "perturb": (leaf(2, 5), leaf(2, 5), 0.01),
@@ -68,8 +67,8 @@ def backward_calls() -> dict[str, tuple]:
     kept = {name: getattr(OPERATIONS, name)(*given[name]) for name in given}
     e, _ = given["group_min_similarity"]
     teacher, student, *_ = given["grs_loss"]
-    s0, s1, weights, mix, spec, _ = given["mixed_cell_forward"]
-    disturbed = given["disturbed_cell_forward"]
+    *cell, spec, _ = given["mixed_cell_forward"]
+    mixed, disturbed = (kept[f"{name}_cell_forward"] for name in ("mixed", "disturbed"))
     x, depthwise, pointwise, weight, _, stride, dilation, _ = given["relu_conv_norm_forward"]
     y, *statistics = kept["relu_conv_norm_forward"]
     return {
@@ -77,11 +76,8 @@ def backward_calls() -> dict[str, tuple]:
         "group_min_similarity_backward": (kept["group_min_similarity"][0], e, *kept["group_min_similarity"]),
         "grs_hinge_backward": (kept["grs_hinge"], *given["grs_hinge"]),
         "grs_loss_backward": (kept["grs_loss"][0], teacher, student, *kept["grs_loss"][1:], 0.01, True, True, False),
-        "mixed_cell_backward": (kept["mixed_cell_forward"][0], s0, s1, weights, mix, *kept["mixed_cell_forward"], spec, *[True, False] * 2),
-        "disturbed_cell_backward": (
-            *(kept["disturbed_cell_forward"][0], *disturbed[:4], *kept["disturbed_cell_forward"], *disturbed[4:6]),
-            *(True, False, False, True),
-        ),
+        "mixed_cell_backward": (mixed[0], *cell, *mixed, spec, *[True, False] * 2),
+        "disturbed_cell_backward": (disturbed[0], *cell, *disturbed, spec, DRAWS, *[True, False] * 2),
         "relu_conv_norm_backward": (y, x, depthwise, pointwise, weight, *statistics, stride, dilation, [1, 0, 1, 1, 0]),
     }
 

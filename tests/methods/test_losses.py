@@ -78,14 +78,14 @@ def test_mkd():
     torch.testing.assert_close(grad[0], 0.7 * (z[0].softmax(1) - mean).detach() / N)
 
 
-@pytest.mark.parametrize("name", ["mkd", "kdcl"])
-def test_identical_learners_have_nothing_to_learn(name):
+@pytest.mark.parametrize(
+    ("name", "options"), [("mkd", {}), ("afd", {}), *(("kdcl", {"rule": rule}) for rule in ("naive", "linear", "minlogit", "general"))]
+)
+def test_identical_learners_have_nothing_to_learn(name, options):
     outputs, batch = outputs_of(1)
     same = Output(*(part.detach().expand(2, -1, -1).clone().requires_grad_() for part in outputs))
-    if name == "mkd":
-        assert taught(build(name), same, batch).abs().max() < 1e-12
-    rule = {} if name == "mkd" else {"rule": "naive"}
-    assert taught(build(name, **rule), same, batch).abs().max() < 1e-12
+    assert taught(build(name, **options), same, batch).abs().max() < 1e-12
+    assert covariance_weights([(same.logits, batch.labels)]).tolist() == pytest.approx([0.5, 0.5]), "a singular covariance"
 
 
 @pytest.mark.parametrize("name", ["mkd", "kdcl", "okddip", "afd", "nes"])

@@ -192,7 +192,8 @@ def test_listed_commands_give_the_same_runs(what, rows, more, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("table9", "'table9' is no table or figure"),
+        ("table9", "'table9' is no table or figure that can be reproduced; those are figure1, figure2, figure3, table1"),
+        ("table5 --space dats", "space is 'dats': needed is one of darts"),
         ("table5 --rows nas/*", "no row of table5 matches nas/*"),
         ("figure1 --rows ensemble", "no row of figure1 matches ensemble"),
         ("figure1 --space pdarts", "leave --space pdarts away"),

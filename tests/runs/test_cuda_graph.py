@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import types
 
 import pytest
 import torch
@@ -113,6 +115,30 @@ def test_fresh_learners_get_a_graph_of_their_own(transfer, moving, captures):
     for fresh in (learners, learners, copy.deepcopy(learners)):
         graphed(fresh, *batches(0), lr=0.2, phase="search", seed=0)
     assert len(captures) == 2
+
+
+def test_a_capture_warms_up_beside_and_forbids_nothing_to_other_threads(monkeypatch):
+    """Worker threads pin memory for the next batches meanwhile: they may not make a capture fail."""
+    happened = []
+
+    @contextlib.contextmanager
+    def within(name):
+        happened.append(f"{name} begins")
+        yield
+        happened.append(f"{name} ends")
+
+    main = types.SimpleNamespace(wait_stream=lambda stream: happened.append("main waits"))
+    beside = types.SimpleNamespace(wait_stream=lambda stream: happened.append("beside waits"))
+    recorded = types.SimpleNamespace(replay=lambda: happened.append("replay"))
+    fakes = {"Stream": lambda: beside, "current_stream": lambda: main, "stream": lambda stream: within("beside")}
+    fakes |= {"CUDAGraph": lambda: recorded, "graph": lambda graph, capture_error_mode: within(capture_error_mode)}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    replay, found = cuda_graph.capture(lambda: happened.append("step") or len(happened))
+    assert found == len(happened) - 1
+    replay()
+    warm_up = ["beside waits", "beside begins", *["step"] * cuda_graph.WARM_UP, "beside ends", "main waits"]
+    assert happened == [*warm_up, "thread_local begins", "step", "thread_local ends", "replay"]
 
 
 REFUSED = {

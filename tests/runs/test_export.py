@@ -36,7 +36,7 @@ def test_weights_round_trip(tmp_path, stem):
     net = network(stem=stem, auxiliary=True)
     net(torch.randn(4, 3, 16, 16))  # moves the running statistics
     save_network(tmp_path / "w.safetensors", net, {"image": [3, 16, 16]})
-    loaded, facts = load_network(tmp_path / "w.safetensors")
+    loaded, facts = load_network(str(tmp_path / "w.safetensors"))
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded(images).logits, net.eval()(images).logits) and facts == {"image": [3, 16, 16]}
     plain = network(stem=stem, auxiliary=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from pamkd.runs import checkpoint
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.errors import OptionError
 from pamkd.runs.folder import CHECKPOINT
+from pamkd.runs.numerics import numerics
 from pamkd.runs.search import Search
 from pamkd.spaces.darts import Darts
 from pamkd.trilevel.passes import PERTURBED, Batch, Passes
@@ -59,6 +62,40 @@ def test_settings_hold_within_a_run_alone(pictures, tiny):
         assert set(seen) == {expected}
         seen.clear()
     assert not torch.are_deterministic_algorithms_enabled() and (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_programs_that_use_the_newer_names_of_tf32(precision):
+    """Their setting holds again after a run, and the kernels' launchers follow it; PyTorch's older names raise beside it."""
+    launchers = pytest.importorskip("pamkd.kernels._shared")
+    matmul, older = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    try:
+        matmul.fp32_precision = precision
+        passes = {"ieee": "tf32x3", "tf32": "tf32"}
+        assert launchers.dot_precision(torch.float32) == passes[precision]
+        for tf32, expected in ((False, "ieee"), (True, "tf32")):
+            with numerics(SearchConfig(tf32=tf32)):
+                assert matmul.fp32_precision == expected and matmul.allow_tf32 == tf32
+                assert launchers.dot_precision(torch.float32) == passes[expected]
+            assert matmul.fp32_precision == precision
+    finally:
+        matmul.allow_tf32 = older
+
+
+@pytest.mark.parametrize(("device", "current"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
+def test_a_numbered_gpu_is_the_current_one_within_a_run(device, current, monkeypatch):
+    """Streams, CUDA graphs and Triton's launches are those of the current device; without a number none is touched."""
+    entered = []
+
+    @contextlib.contextmanager
+    def becomes_current(device):
+        entered.append(str(device))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", becomes_current)
+    with numerics(SearchConfig(device=device)):
+        assert entered == current
 
 
 def test_deterministic_runs_have_their_number_of_threads(pictures, tiny, tmp_path):

@@ -21,7 +21,7 @@ def test_foretold_memory_is_what_a_search_takes(tmp_path, monkeypatch):
     made = plan(SearchConfig(**OPTIONS))
     assert made.measured == (30, 60) and made.images == (718, 719) and made.steps == 2 and made.stages == 1
     words = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name != "tensorboard"]
-    command = [sys.executable, "-c", MEASURED, "search", *words, "--no-tensorboard", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-c", MEASURED, "search", *words, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak = int(done.stdout.split("peak ")[1])
     assert abs(made.peak - peak) <= 0.1 * peak

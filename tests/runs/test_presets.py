@@ -202,5 +202,6 @@ def test_lookup(tmp_path):
     assert f"cell: {cell}" in text and "88.50 %  rank 1 of 1" in text
     with pytest.raises(ValueError, match="is no cell of NAS-Bench-201"):
         lookup(LookupConfig(tmp_path / "table.csv", genotype="DARTS_V2"))
-    with pytest.raises(ValueError, match="there is no table"):
-        lookup(LookupConfig(tmp_path / "none", genotype=cell))
+    for name in ("none", "none.csv"):
+        with pytest.raises(ValueError, match=f"there is no table .*{name}: give a CSV file"):
+            lookup(LookupConfig(tmp_path / name, genotype=cell))

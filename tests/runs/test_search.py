@@ -56,7 +56,7 @@ def test_a_folder_that_no_run_wrote_is_left_alone(tmp_path):
 def test_without_tensorboard_nothing_begins(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(MissingExtra, match="pip install 'pamkd\\[tensorboard\\]', or pass --no-tensorboard"):
+    with pytest.raises(MissingExtra, match="pip install 'pamkd\\[tensorboard\\]', or leave --tensorboard away"):
         open_folder(SearchConfig(out=tmp_path / "run", tensorboard=True), {})
     assert not list(tmp_path.iterdir()) and not SearchConfig().tensorboard
 

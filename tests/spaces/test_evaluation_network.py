@@ -7,8 +7,16 @@ import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pamkd.spaces.evaluation_network import EvaluationNetwork, FactorizedReduce, ReluConvNorm, multiply_adds, operation
+from pamkd.spaces.evaluation_network import (
+    EvaluationNetwork,
+    FactorizedReduce,
+    ReluConvNorm,
+    multiply_adds,
+    operation,
+    pooled_to_two,
+)
 from pamkd.spaces.genotype import PUBLISHED, Genotype, named
 from pamkd.spaces.published import load_published_network
 
@@ -162,6 +170,13 @@ def test_other_sizes(filled, published_input, name, stem, parameters, main, auxi
     output = network(published_input((2, 3, 32, 32) if stem == "cifar" else (2, 3, 224, 224)))
     for logits, expected in zip(output, (main, auxiliary), strict=True):
         assert [logits.norm().item(), *logits[0, :2].tolist()] == pytest.approx(expected, abs=2e-8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 5), (9, 8)])
+def test_pool_to_two_is_the_adaptive_one(size):
+    """PyTorch's adaptive pool has no deterministic gradient on a GPU."""
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(pooled_to_two(pooled_to_two(x, 2), 3), F.adaptive_avg_pool2d(x, 2), rtol=1e-14, atol=1e-15)
 
 
 def test_imagenet_logits(filled, published_input):
