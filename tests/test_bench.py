@@ -55,9 +55,9 @@ def test_a_supernet_takes_a_twentieth_of_the_launches_and_a_fifth_of_the_bytes()
     """16 channels, 8 cells, a batch of 64, against the published composition; in a process that does not interpret Triton's kernels."""
     code = """
 import torch
-from bench.roofline import our_pass, published_pass
-for count in (our_pass, published_pass):
-    counted = count(16, 8, 64, torch.float32)
+from bench.roofline import passes_of
+from pamkd.spaces.darts import Darts
+for counted in passes_of(Darts(channels=16, cells=8), 64, torch.float32):
     print(counted.launches, counted.bytes)
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

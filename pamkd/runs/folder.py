@@ -23,7 +23,7 @@ Options = TypeVar("Options", bound=RunOptions)
 def open_folder(config: FolderOptions, facts: dict[str, Any]) -> None:
     """Make `config.out` and write configuration and manifest. Raises ValueError where a run is, unless it may be overwritten."""
     folder = config.folder
-    if config.tensorboard:
+    if isinstance(config, RunOptions) and config.tensorboard:
         summary_writer()  # before there is a folder that a second try would find
     if (folder / CONFIG_NAME).exists():
         if not (folder / MANIFEST).exists():  # which a run writes first
