@@ -20,6 +20,7 @@ from pamkd.runs.evaluate import evaluate
 from pamkd.runs.evaluate_config import EvaluateConfig
 from pamkd.runs.evaluate_presets import PRESETS, preset_of
 from pamkd.runs.folder import from_checkpoint
+from pamkd.runs.lock import held
 from pamkd.runs.lookup import find_cell
 from pamkd.runs.options import FREE, RunOptions, as_arguments, to_dict
 from pamkd.runs.search import search
@@ -76,11 +77,12 @@ class Unit:
         return (last.folder / "result.json").is_file()
 
     def run(self) -> None:
-        """Search and evaluate what is still missing."""
-        if not (self.search.folder / "result.json").is_file():
-            search(from_checkpoint(self.search))
-        if not self.done:
-            evaluate(from_checkpoint(self.evaluation))
+        """Search and evaluate what is still missing; another command that runs the same is waited for."""
+        with held(self.search.folder.with_name(f"{self.search.folder.name}.lock"), wait=True):
+            if not (self.search.folder / "result.json").is_file():
+                search(from_checkpoint(self.search))
+            if not self.done:
+                evaluate(from_checkpoint(self.evaluation))
 
     def measured(self, table: NasBenchTable | None = None) -> Measured | None:
         """What is there; with `table`, what it knows of the cell."""

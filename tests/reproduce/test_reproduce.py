@@ -8,6 +8,8 @@ import fnmatch
 import json
 import re
 import shlex
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 from scipy import stats
 
 from pamkd.cli import main
-from pamkd.reproduce import ReproduceConfig, reproduce
+from pamkd.reproduce import ReproduceConfig, reproduce, units
 from pamkd.reproduce.command import _scale
 from pamkd.reproduce.neighbours import nearest_rows
 from pamkd.reproduce.paper import C10, C100, TABLES
@@ -127,6 +129,28 @@ def test_runs_are_shared_and_not_repeated(smoke, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == before
     assert main(["reproduce", "table6", "--scale", "smoke", "--rows", "darts/*", "--out", str(out), "--list"]) == 0
     assert capsys.readouterr().out.count("done    darts/") == 4
+
+
+def test_two_commands_do_not_run_one_unit_at_once(tmp_path, monkeypatch):
+    """As two tables do that share a run: the second waits, and finds it done."""
+    row, machine = TABLES["table1"].rows[0], ReproduceConfig("table1").machine
+    configs = (make(SCALES["smoke"], row, "digits", 0, machine) for make in (search_config, evaluation_config))
+    unit, begun = Unit.of(row, "digits", 0, *configs, tmp_path), []
+
+    def done(config):
+        begun.append(type(config))
+        time.sleep(0.2)
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / "result.json").write_text("{}")
+
+    for name in ("search", "evaluate"):
+        monkeypatch.setattr(units, name, done)
+    commands = [threading.Thread(target=unit.run) for _ in range(2)]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join()
+    assert begun == [SearchConfig, EvaluateConfig]
 
 
 def test_figure3_is_drawn_as_curves(tmp_path):
