@@ -21,7 +21,7 @@ HALF = tl.constexpr(math.sqrt(0.5))
 
 
 class Draws(NamedTuple):
-    """What a kernel takes; with the default ones nothing is compiled in."""
+    """What a kernel takes of a disturbance; the defaults stand where nothing is drawn."""
 
     seed: int = 0  # 64 bits, signed
     first_image: int = 0  # the place in the batch of the states' first image

@@ -10,8 +10,11 @@ import sys
 import time
 
 import pytest
+import torch
 
 from pamkd import cli
+from pamkd.runs import checkpoint
+from pamkd.runs.folder import CHECKPOINT
 
 SMALL = "--epochs 2 --channels 2 --cells 3 --batch-size 64 --group-pairs 8 --threads 1 --log-every 1"
 
@@ -82,9 +85,10 @@ def test_killed_run_resumes_to_the_same_result(whole, tmp_path, how):
     if how == signal.SIGTERM:
         assert "continue with --out run --resume" in err
     pamkd("search --out run --resume", cwd=tmp_path)
-    for name in ("genotype.json", "result.json", "checkpoints/last.safetensors"):
-        if name.endswith("json"):
-            assert (tmp_path / "run" / name).read_text() == (run / name).read_text()
+    for name in ("genotype.json", "result.json"):
+        assert (tmp_path / "run" / name).read_text() == (run / name).read_text()
+    (tensors, _), (undisturbed, _) = (checkpoint.load(folder / CHECKPOINT) for folder in (tmp_path / "run", run))
+    assert tensors.keys() == undisturbed.keys() and all(torch.equal(tensors[name], undisturbed[name]) for name in tensors)
 
 
 BAD = {

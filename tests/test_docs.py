@@ -6,10 +6,13 @@ import ast
 import importlib
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+
+from pamkd import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pamkd"
@@ -43,6 +46,53 @@ def test_python_of_the_pages_parses_and_its_imports_exist(page):
                 for alias in node.names:
                     if alias.name.startswith("pamkd"):
                         importlib.import_module(alias.name)
+
+
+# What each command calls once it has read its options.
+CALLED = {
+    "search": "runs.search.search",
+    "plan": "runs.plan.plan",
+    "evaluate": "runs.evaluate.evaluate",
+    "random": "runs.random_search.run",
+    "lookup": "runs.lookup.lookup",
+    "report": "report.report",
+    "reproduce": "reproduce.reproduce",
+    "sweep": "sweep.sweep",
+    "export": "runs.export.export",
+    "replay": "runs.replay.replay",
+    "doctor": "doctor.doctor",
+}
+
+
+class Accepted(Exception):
+    """A command's options were read."""
+
+
+def commands_of(page):
+    """Words after `pamkd` of every command in a block of code. What stands in capitals is the reader's choice."""
+    text = page.read_text()
+    blocks = re.findall(r"```(?:sh)?\n(.*?)```", text, flags=re.S) + re.findall(r"(?:^    .*\n)+", text, flags=re.M)
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        words = shlex.split(re.sub(r"\bMETHOD\b", "mkd", re.sub(r"\bSEED\b", "0", line)), comments=True) if "pamkd " in line else []
+        for i, word in enumerate(words[:-1]):
+            if word == "pamkd" and words[i + 1] in CALLED:
+                yield [word for word in words[i + 1 :] if word != "--resume"]  # which would read the run
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_are_accepted(page, tmp_path, monkeypatch):
+    def accept(*_):
+        raise Accepted
+
+    monkeypatch.chdir(tmp_path)
+    for path in CALLED.values():
+        module, name = path.rsplit(".", 1)
+        monkeypatch.setattr(importlib.import_module(f"pamkd.{module}"), name, accept)
+    found = list(commands_of(page))
+    for words in found:
+        with pytest.raises(Accepted):
+            cli.main(words)
+    assert found or page.name not in ("README.md", "search.md", "spaces.md", "evaluation.md", "results.md", "scaling.md")
 
 
 def test_what_never_ran_on_a_gpu_is_one_table():

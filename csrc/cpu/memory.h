@@ -1,7 +1,8 @@
-// Framed tiles of the convolution operations, their kernels for this CPU, and the images' shares of the threads.
+// Maps of the convolution operations and their framed tiles, the kernels for this CPU, and the images' shares of the threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <type_traits>
 
@@ -11,6 +12,22 @@
 #include "cpu/stencil.h"
 
 namespace pamkd {
+
+using torch::stable::Tensor;
+
+// The dense rows [n, h, w, c] of a map [n, c, h, w].
+inline Tensor rows(const Tensor& map) { return torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast); }
+
+// A map [n, c, h, w] of such rows.
+inline Tensor empty_map(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return torch::stable::empty({n, c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
 
 template <class T>
 struct Kernels {

@@ -5,38 +5,18 @@
 
 #include "cpu/mixed_cell.h"
 
+#include "common/check.h"
 #include "cpu/cell_backward.h"
 #include "cpu/cell_forward.h"
 
 namespace pamkd {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 void check(const Tensor& tensor, const char* name, ScalarType type, std::initializer_list<int64_t> shape) {
   bool fits = tensor.dim() == int64_t(shape.size()) && tensor.scalar_type() == type;
   Index axis = 0;
   for (int64_t size : shape) fits = fits && (size < 0 || tensor.size(axis) == size), axis++;
   if (!fits) throw std::invalid_argument(std::string("mixed_cell: ") + name + " does not fit the encoded spec or the other tensors");
-}
-
-// The dense rows [n, h, w, channels] of a channels_last map.
-Tensor rows(const Tensor& map) { return torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast); }
-
-Tensor empty_like_map(const Tensor& like, std::initializer_list<int64_t> shape) {
-  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-template <class T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-template <class F>
-auto with_type(const Tensor& tensor, const F& f) {
-  if (tensor.scalar_type() == ScalarType::Double) return f(double{});
-  if (tensor.scalar_type() == ScalarType::Float) return f(float{});
-  throw std::invalid_argument("mixed_cell: the compiled operation takes float32 and float64");
 }
 
 CellPlan make_plan(const CellSpec& spec, const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights, const Tensor& mix) {
@@ -59,10 +39,10 @@ std::tuple<Tensor, Tensor, Tensor> cell_forward(const Tensor& s0, const std::opt
   const CellSpec spec(code);
   const CellPlan plan = make_plan(spec, s0, s1, weights, mix);
   const Tensor x0 = rows(s0), x1 = s1 ? rows(*s1) : x0, flat = torch::stable::contiguous(weights), mixture = torch::stable::contiguous(mix);
-  Tensor out = empty_like_map(s0, {plan.n, spec.nodes * spec.channels, plan.node_h, plan.node_w});
+  Tensor out = empty_map(s0, plan.n, spec.nodes * spec.channels, plan.node_h, plan.node_w);
   Tensor q = torch::stable::new_empty(s0, {keep ? plan.separable * plan.map() : 0});
   Tensor statistics = torch::stable::new_empty(s0, {plan.statistics()});
-  with_type(s0, [&](auto zero) {
+  dispatch_floating("mixed_cell", s0, [&](auto zero) {
     using T = decltype(zero);
     std::memset(data<T>(statistics), 0, plan.statistics() * sizeof(T));
     prefer_huge_pages(data<T>(q), q.numel() * sizeof(T));
@@ -86,12 +66,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cell_backward(const Tensor& grad, con
   const Tensor x0 = rows(s0), x1 = s1 ? rows(*s1) : x0, g = rows(grad), y = rows(out);
   const Tensor flat = torch::stable::contiguous(weights), mixture = torch::stable::contiguous(mix);
   const auto input = [&](bool needed) {
-    return needed ? empty_like_map(s0, {plan.n, spec.channels, plan.h, plan.w}) : torch::stable::new_empty(s0, {0});
+    return needed ? empty_map(s0, plan.n, spec.channels, plan.h, plan.w) : torch::stable::new_empty(s0, {0});
   };
   Tensor d0 = input(need_s0), d1 = input(need_s1 && s1);
   Tensor dweights = torch::stable::new_zeros(s0, {need_weights ? spec.num_weights : 0});
   Tensor dmix = need_mix ? torch::stable::new_zeros(s0, {mix.size(0), mix.size(1)}) : torch::stable::new_empty(s0, {0});
-  with_type(s0, [&](auto zero) {
+  dispatch_floating("mixed_cell", s0, [&](auto zero) {
     using T = decltype(zero);
     Buffer<T> own(plan.statistics());
     std::memcpy(own.get(), data<T>(statistics), plan.statistics() * sizeof(T));

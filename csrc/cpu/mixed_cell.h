@@ -11,8 +11,6 @@
 
 namespace pamkd {
 
-using torch::stable::Tensor;
-
 // Nodes, first halves of separable convolutions (where `keep`), statistics.
 std::tuple<Tensor, Tensor, Tensor> cell_forward(const Tensor& s0, const std::optional<Tensor>& s1, const Tensor& weights, const Tensor& mix,
                                                 const std::vector<int64_t>& code, const DrawSpec& drawn, bool keep);

@@ -42,18 +42,6 @@ struct Plan {
   Index pad() const { return dilation * (k / 2); }
 };
 
-template <class T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-Tensor rows(const Tensor& map) { return torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast); }
-
-Tensor empty_map(const Tensor& like, Index n, Index c, Index h, Index w) {
-  return torch::stable::empty({n, c, h, w}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
 // Weights in the kernels' order: depthwise and pointwise, and for input gradients both the other way round.
 template <class T>
 struct Packed {
@@ -229,13 +217,6 @@ void run_backward(const Plan& p, const T* grad, const T* x, const T* depthwise, 
     for (Index t = 0; t < kk; t++) to.depthwise[i * kk + t] = total(pw_size + Packed<T>::dw_at(i, t, kk));
 }
 
-template <class F>
-void with_type(const Tensor& tensor, const F& f) {
-  if (tensor.scalar_type() == ScalarType::Double) return f(double{});
-  if (tensor.scalar_type() == ScalarType::Float) return f(float{});
-  throw std::invalid_argument("relu_conv_norm: the compiled operation takes float32 and float64");
-}
-
 Maybe dense_or_none(const char* name, const Maybe& tensor, const Tensor& like) {
   if (!tensor) return std::nullopt;
   if (tensor->scalar_type() != like.scalar_type()) throw std::invalid_argument(std::string("relu_conv_norm: ") + name + " and x differ in dtype");
@@ -261,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Maybe& depthwi
   const Maybe a = vector_or_none("weight", weight, x, plan.out), b = vector_or_none("bias", bias, x, plan.out);
   Tensor y = empty_map(x, plan.n, plan.out, plan.to_h, plan.to_w);
   Tensor z = torch::stable::new_empty(x, {plan.z()}), statistics = torch::stable::new_empty(x, {3, plan.to_lanes()});
-  with_type(x, [&](auto zero) {
+  dispatch_floating("relu_conv_norm", x, [&](auto zero) {
     using T = decltype(zero);
     prefer_huge_pages(data<T>(z), plan.z() * sizeof(T));
     run_forward<T>(plan, data<T>(from), pointer<T>(dw), pointer<T>(pw), pointer<T>(a), pointer<T>(b), eps, data<T>(y), data<T>(z),
@@ -287,7 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, 
   Tensor ddw = need[1] ? torch::stable::new_empty(x, {plan.in, 1, plan.k, plan.k}) : torch::stable::new_empty(x, {0});
   Tensor dpw = need[2] ? torch::stable::new_empty(x, {plan.out, plan.in, 1, 1}) : torch::stable::new_empty(x, {0});
   Tensor da = vector(need[3]), db = vector(need[4]);
-  with_type(x, [&](auto zero) {
+  dispatch_floating("relu_conv_norm", x, [&](auto zero) {
     using T = decltype(zero);
     const auto needed = [&](int i, const Tensor& t) { return need[i] ? data<T>(t) : nullptr; };
     run_backward<T>(plan, data<T>(g), data<T>(from), pointer<T>(dw), pointer<T>(pw), pointer<T>(a), data<T>(z), data<T>(statistics),

@@ -18,6 +18,7 @@ from pamkd.reproduce.paper import TABLES, Row
 from pamkd.reproduce.scales import SCALES, Machine, Scale, columns, evaluation_config, search_config
 from pamkd.reproduce.units import Unit, gather
 from pamkd.reproduce.write import write_table
+from pamkd.runs.lookup import open_table
 from pamkd.spaces import SPACES
 
 
@@ -41,6 +42,8 @@ class ReproduceConfig:
     """Folder of the runs and tables; a command that was stopped goes on in it."""
     data: Path | None = None
     """Where the datasets lie; at the scales small and smoke, a folder of images (train/<class>/*.jpg, test/...) instead of digits."""
+    table: Path | None = None
+    """A table of NAS-Bench-201 (pamkd lookup) in which table4 looks its cells up, as the paper does, instead of training them."""
     device: str = "cpu"
     """A PyTorch device for all of it."""
     threads: int = 0
@@ -59,6 +62,9 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         raise ValueError(f"threads is {config.threads}: needed is 0 (PyTorch's choice) or more")
     if config.space is not None and config.space not in SPACES:
         raise ValueError(f"space is {config.space!r}: needed is one of {', '.join(SPACES)}")
+    if config.table is not None and (config.what, config.scale) != ("table4", "paper"):
+        raise ValueError(f"table is {config.table}: needed is None, except for table4 at the scale paper")
+    looked_up = None if config.table is None else open_table(config.table)
     scale = _scale(config)
     pictures = f"-{config.data.resolve().name}" if config.data is not None and scale.dataset == "folder" else ""
     root = config.out / (config.scale + pictures)
@@ -94,7 +100,7 @@ def reproduce(config: ReproduceConfig) -> list[Path]:
         root.mkdir(parents=True, exist_ok=True)
         notes += compare_neighbours(units, root / "figure2.png")
     datasets = tuple(table.columns) if scale.dataset is None else (scale.dataset,)
-    return write_table(root / config.what, table, datasets, rows, gather(units), notes)
+    return write_table(root / config.what, table, datasets, rows, gather(units, looked_up), notes)
 
 
 def _scale(config: ReproduceConfig) -> Scale:
@@ -111,6 +117,7 @@ def _units(config: ReproduceConfig, scale: Scale, row: Row, root: Path) -> Seque
             search_config(scale, row, column, seed, config.machine),
             evaluation_config(scale, row, column, seed, config.machine),
             root,
+            config.table,
         )
         for column in columns(scale, row)
         for seed in config.seeds or scale.seeds
@@ -122,6 +129,8 @@ def _notes(config: ReproduceConfig, missing: Sequence[str]) -> list[str]:
     notes.append("A difference is ours less the reference's, seed by seed; p by exact sign flips, two-sided.")
     if config.space is not None:
         notes.append(f"All rows were searched in the space {config.space}.")
+    if config.table is not None:
+        notes.append(f"Errors are what {config.table} knows of the cells that were found.")
     if config.scale == "paper":
         notes.append(
             "Searches as in Sec. 4.2: 8 cells on CIFAR, 50 epochs; P-DARTS has its own three stages of 25 epochs and 5, 11 and 17 cells. "

@@ -20,8 +20,11 @@ from pamkd.runs.evaluate import evaluate
 from pamkd.runs.evaluate_config import EvaluateConfig
 from pamkd.runs.evaluate_presets import PRESETS, preset_of
 from pamkd.runs.folder import from_checkpoint
+from pamkd.runs.lock import held
+from pamkd.runs.lookup import find_cell
 from pamkd.runs.options import FREE, RunOptions, as_arguments, to_dict
 from pamkd.runs.search import search
+from pamkd.spaces.nasbench_table import NasBenchTable
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Measured:
     parameters: float
     search_seconds: float
     evaluation_seconds: float
+    valid_error: float = math.nan  # %, of a cell that a table knows
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,12 @@ class Unit:
     seed: int
     search: SearchConfig
     evaluation: EvaluateConfig
+    table: Path | None = None  # of NAS-Bench-201: the cell that is found is looked up in it instead of trained
 
     @classmethod
-    def of(cls, row: Row, column: str, seed: int, search: SearchConfig, evaluation: EvaluateConfig, root: Path) -> Unit:
+    def of(
+        cls, row: Row, column: str, seed: int, search: SearchConfig, evaluation: EvaluateConfig, root: Path, table: Path | None = None
+    ) -> Unit:
         """The unit with its folders below `root`, named by what is computed: another row that needs the same run finds it."""
         configs = {"search": _changed(search), "evaluation": _changed(evaluation)}
         what: dict[str, Any] = {
@@ -61,23 +68,31 @@ class Unit:
             seed,
             dataclasses.replace(search, out=folder),
             dataclasses.replace(evaluation, run=folder, out=folder / "evaluation"),
+            table,
         )
 
     @property
     def done(self) -> bool:
-        return (self.evaluation.folder / "result.json").is_file()
+        last = self.evaluation if self.table is None else self.search
+        return (last.folder / "result.json").is_file()
 
     def run(self) -> None:
-        """Search and evaluate what is still missing."""
-        if not (self.search.folder / "result.json").is_file():
-            search(from_checkpoint(self.search))
-        if not self.done:
-            evaluate(from_checkpoint(self.evaluation))
+        """Search and evaluate what is still missing; another command that runs the same is waited for."""
+        with held(self.search.folder.with_name(f"{self.search.folder.name}.lock"), wait=True):
+            if not (self.search.folder / "result.json").is_file():
+                search(from_checkpoint(self.search))
+            if not self.done:
+                evaluate(from_checkpoint(self.evaluation))
 
-    def measured(self) -> Measured | None:
+    def measured(self, table: NasBenchTable | None = None) -> Measured | None:
+        """What is there; with `table`, what it knows of the cell."""
         if not self.done:
             return None
         run = read_run(self.search.folder)
+        if table is not None:
+            cell, name = find_cell(EvaluateConfig(run=self.search.folder)), self.column.replace("-", "_")
+            valid, test = (100 - table.accuracy(cell, f"{name}_{part}") for part in ("valid", "test"))
+            return Measured(self.seed, test, math.nan, min(run.result["valid_loss"]), math.nan, seconds_of(run), math.nan, valid)
         if run.evaluation is None:
             return None
         return Measured(
@@ -92,11 +107,13 @@ class Unit:
 
     def commands(self) -> str:
         """The same by hand: what differs from the defaults, and for the evaluation from the preset that its run implies."""
+        search = f"pamkd search {shlex.join(as_arguments(SearchConfig, dict(_changed(self.search)), 'search'))}"
+        if self.table is not None:
+            return f"{search}  &&  pamkd lookup --run {shlex.quote(str(self.search.folder))} --table {shlex.quote(str(self.table))}"
         implied = preset_of(self.search.space, self.evaluation.dataset)
-        search = as_arguments(SearchConfig, dict(_changed(self.search)), "search")
         changed = dict(_changed(self.evaluation, PRESETS[implied] if implied else EvaluateConfig()))
         evaluation = as_arguments(EvaluateConfig, {"run": changed.pop("run"), "dataset": self.evaluation.dataset} | changed, "evaluation")
-        return f"pamkd search {shlex.join(search)}  &&  pamkd evaluate {shlex.join(evaluation)}"
+        return f"{search}  &&  pamkd evaluate {shlex.join(evaluation)}"
 
 
 def digest(what: Any) -> str:
@@ -104,11 +121,11 @@ def digest(what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def gather(units: Sequence[Unit]) -> dict[tuple[str, str], list[Measured]]:
+def gather(units: Sequence[Unit], table: NasBenchTable | None = None) -> dict[tuple[str, str], list[Measured]]:
     """What the units that are done gave, by row key and column."""
     found: dict[tuple[str, str], list[Measured]] = {}
     for unit in units:
-        measured = unit.measured()
+        measured = unit.measured(table)
         if measured is not None:
             found.setdefault((unit.row.key, unit.column), []).append(measured)
     return found

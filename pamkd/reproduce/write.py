@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,9 @@ def cells(table: Table, columns: Sequence[str], rows: Sequence[Row], found: Foun
     five = any(row.top5 for row in table.rows)
     if five:
         head += ["paper: Top-5", *(f"{ours}top-5 error {column} (%)" for column in columns)]
+    valid = {name: title for name, title in table.columns.items() if any(name in row.valid for row in table.rows)}
+    head += [f"paper: validation {title}" for title in valid.values()]
+    head += [f"ours: validation error {name} (%)" for name in valid if name in columns]
     costs = ["paper: param. (M)", f"{ours}param. (M)", "paper: GPU days", f"{ours}search (s)", f"{ours}evaluation (s)"]
     head += [cost for cost in costs if papers or not cost.startswith("paper")]
     body = []
@@ -74,8 +78,12 @@ def cells(table: Table, columns: Sequence[str], rows: Sequence[Row], found: Foun
         if five:
             line.append(row.top5)
             line += [mean_std([m.test_error_top5 for m in found.get((row.key, column), [])]) for column in columns]
+        line += [row.valid.get(name, "–") for name in valid]
+        for name in valid:
+            if name in columns:
+                line.append(mean_std([m.valid_error for m in found.get((row.key, name), []) if not math.isnan(m.valid_error)]))
         means = [
-            f"{statistics.mean([getattr(m, name) for m in everything]) / scale:.{digits}f}" if everything else "–"
+            _mean([getattr(m, name) / scale for m in everything], digits)
             for name, scale, digits in (("parameters", 1e6, 3), ("search_seconds", 1, 0), ("evaluation_seconds", 1, 0))
         ]
         line += [row.parameters or "–", means[0], row.cost or "–", *means[1:]] if papers else means
@@ -83,6 +91,12 @@ def cells(table: Table, columns: Sequence[str], rows: Sequence[Row], found: Foun
     silent = {i for i, name in enumerate(head) if name.startswith("paper") and all(line[i] == "–" for line in body)}
     head, *body = ([entry for i, entry in enumerate(line) if i not in silent] for line in (head, *body))
     return head, body
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    """The mean of those that are known."""
+    known = [value for value in values if not math.isnan(value)]
+    return f"{statistics.mean(known):.{digits}f}" if known else "–"
 
 
 def _drawn(drawing: Drawing, column: str, rows: Sequence[Row], found: Found) -> list[tuple[str, list[float]]]:

@@ -150,7 +150,7 @@ class Evaluation:
                         progress.advance(f"{head}  train {loss:.3f}  {len(labels) / seconds:.0f} img/s")
                         if mesh.any(bool(stop)):
                             self._save(state)
-                            raise stop.interruption(f"with seed {seed} in epoch {state.epoch} step {state.step}", config.out)
+                            raise stop.interruption(f"with seed {seed} in epoch {state.epoch + 1} step {state.step}", config.out)
                     row = state.row(state.test(test_batches))
                     metrics.write(row)
                     metrics.scalars({f"{name}/seed_{seed}": row[name] for name in ("train_loss", "test_loss", "test_error")}, state.epoch)

@@ -80,7 +80,7 @@ class EvaluationState:
     def _finite(self, term: str, value: Tensor) -> float:
         number = value.item()
         if not math.isfinite(number):
-            where = f"with seed {self.config.seeds[self.place]} in epoch {self.epoch} step {self.step}"
+            where = f"with seed {self.config.seeds[self.place]} in epoch {self.epoch + 1} step {self.step}"
             raise Diverged(f"the {term} is {number} {where}: lower the learning rate or the clipping norm")
         return number
 

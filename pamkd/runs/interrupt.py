@@ -33,7 +33,7 @@ class Stop:
     def interruption(self, where: str, out: Path | None) -> Interrupted:
         """What to raise in a run that has written its checkpoint into the folder `out`, if it has one; another process may have stopped."""
         why = f"{self.reason or 'another process was interrupted'} {where}"
-        then = f"continue with --out {out} --resume" if out else "no run folder, nothing kept"
+        then = f"continue with --out {out} --resume" if out else "nothing is kept"
         return Interrupted(f"{why}; {then}", self.signal)
 
 

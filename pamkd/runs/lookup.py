@@ -38,31 +38,38 @@ class LookupConfig:
 
 def lookup(config: LookupConfig) -> str:
     """`pamkd lookup`. Raises ValueError where there is no such cell or table."""
-    cell = find_genotype(EvaluateConfig(run=config.run, genotype=config.genotype))
+    cell = find_cell(EvaluateConfig(run=config.run, genotype=config.genotype))
+    return f"{cell.describe()}\n{open_table(config.table, config.epochs).describe(cell)}"
+
+
+def find_cell(config: EvaluateConfig) -> Topology:
+    """The cell of a run, a file or a string. Raises ValueError where there is none, or another architecture."""
+    cell = find_genotype(config)
     if not isinstance(cell, Topology):
         raise ValueError("the architecture is no cell of NAS-Bench-201: search one with --space nasbench201")
-    return f"{cell.describe()}\n{_open(config).describe(cell)}"
+    return cell
 
 
-def _open(config: LookupConfig) -> NasBenchTable:
-    if not config.table.exists():
-        raise ValueError(f"there is no table {config.table}: give a CSV file, or a file or folder of nats_bench or nas_201_api")
-    if config.table.name.endswith((".csv", ".csv.gz")):
-        return NasBenchTable.from_csv(config.table)
-    if config.table.suffix == ".pth":
+def open_table(path: Path, epochs: int = 200) -> NasBenchTable:
+    """A table in any of the forms that `LookupConfig.table` names. Raises ValueError without one, MissingExtra without its package."""
+    if not path.exists():
+        raise ValueError(f"there is no table {path}: give a CSV file, or a file or folder of nats_bench or nas_201_api")
+    if path.name.endswith((".csv", ".csv.gz")):
+        return NasBenchTable.from_csv(path)
+    if path.suffix == ".pth":
         _need("nas_201_api")
         from nas_201_api import NASBench201API
 
         try:
             with torch.serialization.safe_globals(NUMBERS):
-                api = NASBench201API(str(config.table), verbose=False)
+                api = NASBench201API(str(path), verbose=False)
         except pickle.UnpicklingError as error:
-            raise ValueError(f"{config.table} holds more than numbers, and reading it could execute code: {str(error)[-200:]}") from error
-        return NasBenchTable.from_official(api, config.epochs)
+            raise ValueError(f"{path} holds more than numbers, and reading it could execute code: {str(error)[-200:]}") from error
+        return NasBenchTable.from_official(api, epochs)
     _need("nats_bench")
     from nats_bench import create
 
-    return NasBenchTable.from_official(create(str(config.table), "tss", fast_mode=config.table.is_dir(), verbose=False), config.epochs)
+    return NasBenchTable.from_official(create(str(path), "tss", fast_mode=path.is_dir(), verbose=False), epochs)
 
 
 def _need(module: str) -> None:

@@ -173,7 +173,7 @@ class Search:
                     state.step += 1
                     if mesh.any(bool(stop)):
                         self._save(state)
-                        raise stop.interruption(f"in epoch {epoch} step {state.step}", config.out)
+                        raise stop.interruption(f"in epoch {epoch + 1} step {state.step}", config.out)
                 row = self._epoch_row(state, check, phase, lr)
                 collapse = judge([*epoch_rows(metrics.rows), row]) if phase == "search" else None
                 if collapse is not None:

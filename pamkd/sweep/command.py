@@ -16,9 +16,10 @@ from pamkd.reproduce.units import gather
 from pamkd.reproduce.write import write_table
 from pamkd.runs.errors import Interrupted
 from pamkd.runs.interrupt import interruptible
+from pamkd.runs.lock import held
 from pamkd.sweep.grid import Grid, read_grid
 from pamkd.sweep.jobs import Jobs
-from pamkd.sweep.member import Member, held
+from pamkd.sweep.member import Member
 
 POLL = {"local": 0.5, "slurm": 10.0}  # seconds between two looks at the jobs
 

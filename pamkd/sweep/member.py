@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pamkd.reproduce.units import Unit
 from pamkd.runs.errors import USER_ERRORS, Interrupted
+from pamkd.runs.lock import held
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,3 @@ class Member:
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
-
-
-@contextmanager
-def held(lock: Path, *, wait: bool) -> Iterator[None]:
-    """The file locked for this process. Raises BlockingIOError where another has it, unless `wait`."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield

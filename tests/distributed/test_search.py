@@ -173,7 +173,7 @@ def first_epoch(options):
             return super().__getitem__(index)
 
     train.__class__ = Stopping
-    with pytest.raises(Interrupted, match="epoch 1 step"):
+    with pytest.raises(Interrupted, match="in epoch 2 step"):
         Search(**OPTIONS | options).run(train, valid)
 
 

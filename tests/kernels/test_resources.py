@@ -57,39 +57,6 @@ print(*[kernel.fn.__name__ for kernel, _, _ in forward], "|", *[kernel.fn.__name
     assert done.stdout.strip() == "gram_kernel loss_kernel | reverse_index_kernel loss_backward_kernel", done.stderr
 
 
-def test_seeds_share_a_compiled_kernel():
-    """Whatever is drawn, and from wherever a batch is cut: Triton specialises the same."""
-    code = """
-import torch
-from triton.backends.compiler import GPUTarget
-from triton.compiler.compiler import make_backend
-from triton.runtime.jit import create_function_from_signature
-from bench._configurations import meta
-from bench.resources import described, recording
-from pamkd.ops import mixed_cell_cuda
-from pamkd.reference.cell_spec import CellSpec
-from pamkd.reference.disturbance import Disturbance
-spec = CellSpec(16, (("noise", "skip_connect", "sep_conv_3x3"),), inputs=1, nodes=1)
-given = meta(8, 16, 8, 8), None, meta(spec.num_weights), meta(1, 3)
-backend, found = make_backend(GPUTarget("cuda", 80, 32)), []
-for drawn in ((0,), (1, 0.5), (16, 0.3, 2**-32), (2**31, 0.0, 0.0, 1), (2**63, 0.9, 1 - 2**-32, 16), (2**64 - 1, 0.0, 0.4, 2**31 - 1)):
-    disturbance = Disturbance(*drawn)
-    with recording() as made:
-        nodes, *kept = mixed_cell_cuda.forward(*given, spec.encode(), True, disturbance)
-        mixed_cell_cuda.backward(nodes, *given, nodes, *kept, spec.encode(), True, False, True, True, disturbance)
-    keys = []
-    for kernel, args, options in made:
-        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-        keys.append((kernel.fn.__name__, str(bind(*args, **options)[1]), described(kernel, args, options)))
-    found.append(keys)
-assert all(keys == found[0] for keys in found[1:]), found
-print(sum(dict(launch.constants).get("DRAWN", False) for _, _, launch in found[0]))
-"""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "7", done.stderr  # two mixtures, two sums, two maps, one of what leaves the state
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.stem)
 def test_offsets_have_64_bits(path):
     """Program numbers are widened before anything is computed with them: a tensor may pass 2^31 elements."""

@@ -8,6 +8,8 @@ import fnmatch
 import json
 import re
 import shlex
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +19,21 @@ from PIL import Image
 from scipy import stats
 
 from pamkd.cli import main
-from pamkd.reproduce import ReproduceConfig, reproduce
+from pamkd.reproduce import ReproduceConfig, reproduce, units
 from pamkd.reproduce.command import _scale
 from pamkd.reproduce.neighbours import nearest_rows
 from pamkd.reproduce.paper import C10, C100, TABLES
 from pamkd.reproduce.scales import SCALES, Machine, columns, evaluation_config, search_config
 from pamkd.reproduce.statistics import Paired, mean_std, paired
-from pamkd.reproduce.units import Measured
+from pamkd.reproduce.units import Measured, Unit, gather
 from pamkd.reproduce.write import cells, write_table
 from pamkd.runs import evaluate_presets
 from pamkd.runs.config import SearchConfig
 from pamkd.runs.evaluate_config import EvaluateConfig
+from pamkd.runs.lookup import find_cell, open_table
 from pamkd.runs.method import method_of
 from pamkd.runs.options import parse, save_config
+from pamkd.spaces.topology import every_topology
 
 
 def test_rows_of_the_paper():
@@ -127,6 +131,28 @@ def test_runs_are_shared_and_not_repeated(smoke, capsys):
     assert capsys.readouterr().out.count("done    darts/") == 4
 
 
+def test_two_commands_do_not_run_one_unit_at_once(tmp_path, monkeypatch):
+    """As two tables do that share a run: the second waits, and finds it done."""
+    row, machine = TABLES["table1"].rows[0], ReproduceConfig("table1").machine
+    configs = (make(SCALES["smoke"], row, "digits", 0, machine) for make in (search_config, evaluation_config))
+    unit, begun = Unit.of(row, "digits", 0, *configs, tmp_path), []
+
+    def done(config):
+        begun.append(type(config))
+        time.sleep(0.2)
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / "result.json").write_text("{}")
+
+    for name in ("search", "evaluate"):
+        monkeypatch.setattr(units, name, done)
+    commands = [threading.Thread(target=unit.run) for _ in range(2)]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join()
+    assert begun == [SearchConfig, EvaluateConfig]
+
+
 def test_figure3_is_drawn_as_curves(tmp_path):
     """Means and seeds of each row at their heights; what has not run leaves a gap, and columns that the paper has not are left out."""
     table = TABLES["figure3"]
@@ -153,6 +179,32 @@ def test_top5_errors_stand_beside_those_of_the_paper():
     assert (line["paper: Top-1"], line["paper: Top-5"], line["ours: top-5 error cifar10 (%)"]) == ("22.8", "6.4", "6.50±0.71")
     head, _ = cells(TABLES["table1"], (C10,), TABLES["table1"].rows, {})
     assert "paper: Top-5" not in head
+
+
+def test_cells_of_table4_are_looked_up(tmp_path, capsys):
+    """What a search found, in a table that knows all cells, beside both errors of the paper; and the commands that do it."""
+    table = tmp_path / "cells.csv"
+    cells_of = {str(cell): i for i, cell in enumerate(every_topology())}
+    lines = (f"{cell},{i / 1000},{i / 500}" for cell, i in cells_of.items())
+    table.write_text("\n".join(["architecture,cifar10_valid,cifar10_test", *lines]) + "\n")
+    row = next(row for row in TABLES["table4"].rows if row.method == "plain")
+    options = {"space": row.space, "method": "plain", "learners": 1, "order": "first", "epochs": 1, "channels": 2, "cells": 1}
+    search = SearchConfig(batch_size=256, tensorboard=False, threads=1, **options)
+    unit = Unit.of(row, C10, 0, search, EvaluateConfig(), tmp_path, table)
+    assert not unit.done
+    unit.run()
+    assert unit.done and not unit.evaluation.folder.exists()
+    number = cells_of[str(find_cell(EvaluateConfig(run=unit.search.folder)))]
+    head, body = cells(TABLES["table4"], (C10,), [row], gather([unit], open_table(table)))
+    line = dict(zip(head, body[0], strict=True))
+    assert line["ours: error cifar10 (%)"] == f"{100 - number / 500:.2f}" and line["paper: Error-C10"] == "5.64±0.00"
+    assert line["ours: validation error cifar10 (%)"] == f"{100 - number / 1000:.2f}" and line["paper: validation Error-C10"] == "8.45±0.00"
+    assert line["ours: param. (M)"] == line["ours: evaluation (s)"] == "–"
+    words = ["--scale", "paper", "--rows", "*/mkd", "--seeds", "0", "--list", "--out", str(tmp_path), "--table", str(table)]
+    assert main(["reproduce", "table4", *words]) == 0
+    said = capsys.readouterr().out
+    assert said.count(f"--table {table}") == 3 and "pamkd evaluate" not in said
+    assert main(["reproduce", "table1", *words]) == 2 and "needed is None, except for table4" in capsys.readouterr().err
 
 
 def test_list_runs_nothing(tmp_path, capsys):

@@ -153,7 +153,7 @@ class Poisoned(InterruptedAt):
 
 
 def test_divergence_keeps_the_last_good_checkpoint(pictures, config):
-    with pytest.raises(Diverged, match=r"nan with seed 0 in epoch 1 step 1: lower the learning rate"):
+    with pytest.raises(Diverged, match=r"nan with seed 0 in epoch 2 step 1: lower the learning rate"):
         Evaluation(config).run(GENOTYPE, *pictures, augment=Poisoned(5, 0))
     tensors, meta = checkpoint.load(config.out / CHECKPOINT)
     assert meta["state"]["epoch"] == 1 and all(value.isfinite().all() for value in tensors.values())
@@ -168,7 +168,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(pictures, config, monke
             next(state.network.parameters()).grad.fill_(float("inf"))
 
     monkeypatch.setattr("pamkd.runs.evaluate_state.EvaluationState._sum_columns", spoil)
-    with pytest.raises(Diverged, match="the norm of the gradient is inf with seed 0 in epoch 1 step 1: lower the learning rate"):
+    with pytest.raises(Diverged, match="the norm of the gradient is inf with seed 0 in epoch 2 step 1: lower the learning rate"):
         Evaluation(replace(config, clip=0.0)).run(GENOTYPE, *pictures)
     assert all(value.isfinite().all() for value in calls[0].network.parameters())
 
