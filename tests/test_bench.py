@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import grs, roofline, step, supernet
+from bench import grs, roofline, stencils, step, supernet
 from bench._harness import Bench
 from bench._launches import Count
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("module", [grs, step, supernet])
+@pytest.mark.parametrize("module", [grs, stencils, step, supernet])
 def test_a_missing_gpu_is_refused_in_one_sentence(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", "--device", "cuda"])
     with pytest.raises(SystemExit) as end:
@@ -49,6 +49,21 @@ def test_rates_stand_beside_those_of_a_known_chip(monkeypatch, capsys):
     time, bandwidth, rate = bench.rows
     assert time["floor"] == pytest.approx(0.2) and time["ours"] == 0.5  # 3.1e11 bytes at 1.55e12 B/s
     assert (bandwidth["ours"], bandwidth["peer"]) == (6.2e11, 1.55e12) and (rate["ours"], rate["peer"]) == (2e12, 19.5e12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_stencils_count_what_they_move(stride):
+    """Elements of the composition's tensors."""
+    x = torch.randn(2, 3, 7, 7)
+    maps = stencils.composed(x, [torch.randn(3, 1, k, k) for k in stencils.SIZES], stencils.DILATIONS, stride, True)
+    assert stencils.elements(2, 3, 7, stride) == (x.numel(), maps.numel())
+
+
+def test_stencils_are_timed_on_a_gpu_alone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    with pytest.raises(SystemExit) as end:
+        stencils.main()
+    assert end.value.code == 2 and "take --device cuda" in capsys.readouterr().err
 
 
 def test_a_supernet_takes_a_twentieth_of_the_launches_and_a_fifth_of_the_bytes():
