@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import check_grid
+from pamkd.kernels._shared import cdiv, check_grid, next_power_of_2
 
 # Columns of the table. `STATE`: 0 and 1 are the cell's inputs, 2 its nodes, 3 the maps of the first halves of separable convolutions.
 STATE = tl.constexpr(0)
@@ -158,7 +158,7 @@ def pointwise_map(
 
 def tile_of(channels: int) -> int:
     """Channels of a tile: a power of two that matrix instructions take."""
-    return min(MAX_TILE, max(16, triton.next_power_of_2(channels)))
+    return min(MAX_TILE, max(16, next_power_of_2(channels)))
 
 
 def block_of(tile: int, vector: int) -> int:
@@ -181,12 +181,12 @@ def vector_of(maps: Sequence[Tensor], c: int) -> int:
 
 def chunking(pixels: int, channels: int, block: int) -> tuple[int, int]:
     """Pixels of a chunk and how many chunks there are: at most 32, each long enough that its sums are small beside its maps."""
-    blocks = max(triton.cdiv(pixels, block * MAX_CHUNKS), triton.cdiv(4 * channels, block))
-    return blocks * block, triton.cdiv(pixels, blocks * block)
+    blocks = max(cdiv(pixels, block * MAX_CHUNKS), cdiv(4 * channels, block))
+    return blocks * block, cdiv(pixels, blocks * block)
 
 
 def check_sizes(operation: str, pixels: int, block: int, tiles: int, sets: int) -> None:
     """Raise where pixels of a set pass 32 bits or the grid of blocks of pixels, tiles of all branches and sets is too large."""
     if pixels >= 2**31:
         raise ValueError(f"{operation}: {pixels} pixels; a set of maps may have 2^31 - 1: use smaller batches")
-    check_grid(operation, triton.cdiv(pixels, block), tiles=tiles, sets=sets)
+    check_grid(operation, cdiv(pixels, block), tiles=tiles, sets=sets)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import check_grid, number
+from pamkd.kernels._shared import cdiv, check_grid, number
 
 PIECES = 256  # of a vector at most; one program sums the squares of each
 
@@ -100,8 +100,8 @@ def perturb_kernel(
 def _squares(x: Tensor) -> Tensor:
     """x [M, size] -> sums of squares of at most 256 pieces [M, pieces]."""
     sets, size = x.shape
-    blocks = max(1, triton.cdiv(size, 1024 * PIECES))
-    pieces = max(1, triton.cdiv(size, 1024 * blocks))
+    blocks = max(1, cdiv(size, 1024 * PIECES))
+    pieces = max(1, cdiv(size, 1024 * blocks))
     partial = x.new_empty(sets, pieces)
     squares_kernel[(pieces, sets)](x, partial, size, blocks, BLOCK=1024, num_warps=8)
     return partial
@@ -114,9 +114,9 @@ def sgd_update(
     shape, size, sets = weights.shape, weights.shape[-1], weights.shape[:-1].numel()
     weights, buffer, gradient = (t.contiguous().view(sets, size) for t in (weights, buffer, gradient))
     new_weights, new_buffer, coefficient = torch.empty_like(weights), torch.empty_like(weights), weights.new_empty(sets)
-    check_grid("sgd_update", triton.cdiv(size, 1024), sets=sets)
+    check_grid("sgd_update", cdiv(size, 1024), sets=sets)
     partial = _squares(gradient) if clip else None
-    sgd_kernel[(max(1, triton.cdiv(size, 1024)), sets)](
+    sgd_kernel[(max(1, cdiv(size, 1024)), sets)](
         weights, buffer, gradient, partial, new_weights, new_buffer, coefficient, lr, momentum, weight_decay, clip,
         size, partial.shape[1] if clip else 0, BLOCK=1024, PIECES=PIECES, num_warps=4,
     )  # fmt: skip
@@ -128,9 +128,9 @@ def perturb(point: Tensor, direction: Tensor, step: float) -> tuple[Tensor, Tens
     shape, size, sets = point.shape, point.shape[-1], point.shape[:-1].numel()
     point, direction = (t.contiguous().view(sets, size) for t in (point, direction))
     points, eps = point.new_empty(2, *point.shape), point.new_empty(sets)
-    check_grid("perturb", triton.cdiv(size, 1024), sets=sets)
+    check_grid("perturb", cdiv(size, 1024), sets=sets)
     partial = _squares(direction)
-    perturb_kernel[(max(1, triton.cdiv(size, 1024)), sets)](
+    perturb_kernel[(max(1, cdiv(size, 1024)), sets)](
         point, direction, partial, points, eps, step, size, partial.shape[1], BLOCK=1024, PIECES=PIECES, num_warps=4
     )
     return points.view(2, *shape), eps.view(shape[:-1])

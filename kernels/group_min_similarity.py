@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import check_grid, computed, dot_precision, row_columns, widened
+from pamkd.kernels._shared import cdiv, check_grid, computed, dot_precision, next_power_of_2, row_columns, widened
 from pamkd.kernels.pairwise_cosine import cosine_tile, gram, row_scale
 
 FEW_ROWS = 1024  # up to here the reverse index is one kernel, beyond it a sort
@@ -223,7 +223,7 @@ def group_min_backward_kernel(
 
 def lookup_blocks(size: int) -> dict[str, int]:
     """Groups and rows of each that one program of a lookup holds: 512 pairs of a row and its partners."""
-    block_r = min(64, max(2, triton.next_power_of_2(size)))
+    block_r = min(64, max(2, next_power_of_2(size)))
     return {"BLOCK": 512 // block_r, "BLOCK_R": block_r}
 
 
@@ -237,15 +237,15 @@ def group_min_similarity(embeddings: Tensor, groups: Tensor) -> tuple[Tensor, Te
     dtype = computed(embeddings.dtype)
     similarity, pairs = embeddings.new_empty(sets, count, dtype=dtype), groups.new_empty(sets, count, 2)
     check_grid("group_min_similarity", count, sets=sets)
-    block_r = min(32, max(16, triton.next_power_of_2(size)))  # of a matrix product, which has at least 16 rows
-    tiles = triton.cdiv(size, block_r)
+    block_r = min(32, max(16, next_power_of_2(size)))  # of a matrix product, which has at least 16 rows
+    tiles = cdiv(size, block_r)
     if n * n <= count * tiles * (tiles + 1) * block_r**2:
         cosine, scale, _ = gram(embeddings)
         blocks = lookup_blocks(size)
-        lookup_kernel[(triton.cdiv(count, blocks["BLOCK"]), sets)](cosine, groups, similarity, pairs, n, count, size, **blocks, num_warps=4)
+        lookup_kernel[(cdiv(count, blocks["BLOCK"]), sets)](cosine, groups, similarity, pairs, n, count, size, **blocks, num_warps=4)
         return similarity, pairs, scale
     scale = embeddings.new_empty(sets, n, dtype=dtype)
-    scale_kernel[(triton.cdiv(sets * n, 8),)](embeddings, scale, sets * n, d, BLOCK=8, BLOCK_D=128, num_warps=4)
+    scale_kernel[(cdiv(sets * n, 8),)](embeddings, scale, sets * n, d, BLOCK=8, BLOCK_D=128, num_warps=4)
     gather_kernel[(count, sets)](
         embeddings, scale, groups, similarity, pairs, n, d, count, size,
         BLOCK_R=block_r, BLOCK_D=row_columns(embeddings.dtype), PRECISION=dot_precision(dtype), num_warps=block_r // 8, num_stages=2,
@@ -263,8 +263,8 @@ def reverse_index(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
         bounds = torch.arange(n + 1, device=rows.device).expand(sets, -1).contiguous()
         return order.int(), torch.searchsorted(ordered, bounds, out_int32=True)
     order, starts = rows.new_empty(sets, entries, dtype=torch.int32), rows.new_empty(sets, n + 1, dtype=torch.int32)
-    check_grid("group_min_similarity_backward", triton.cdiv(n + 1, 16), sets=sets)
-    reverse_index_kernel[(triton.cdiv(n + 1, 16), sets)](rows, order, starts, n, entries, BLOCK=16, BLOCK_E=128, num_warps=4)
+    check_grid("group_min_similarity_backward", cdiv(n + 1, 16), sets=sets)
+    reverse_index_kernel[(cdiv(n + 1, 16), sets)](rows, order, starts, n, entries, BLOCK=16, BLOCK_E=128, num_warps=4)
     return order, starts
 
 
@@ -274,9 +274,9 @@ def group_min_similarity_backward(grad: Tensor, embeddings: Tensor, similarity: 
     sets, n, d = embeddings.shape
     order, starts = reverse_index(pairs.view(sets, -1), n)
     out = torch.empty_like(embeddings)
-    block_d = min(256, max(32, triton.next_power_of_2(d)))
-    check_grid("group_min_similarity_backward", n, columns=triton.cdiv(d, block_d), sets=sets)
-    group_min_backward_kernel[(n, triton.cdiv(d, block_d), sets)](
+    block_d = min(256, max(32, next_power_of_2(d)))
+    check_grid("group_min_similarity_backward", n, columns=cdiv(d, block_d), sets=sets)
+    group_min_backward_kernel[(n, cdiv(d, block_d), sets)](
         grad.contiguous(), embeddings, similarity, pairs, scale, order, starts, out, n, d, similarity.shape[1],
         BLOCK_M=8, BLOCK_D=block_d, num_warps=block_d // 64 or 1,
     )  # fmt: skip

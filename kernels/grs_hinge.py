@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import check_grid, computed, number, widened
+from pamkd.kernels._shared import cdiv, check_grid, computed, number, widened
 
 
 @triton.jit
@@ -99,9 +99,9 @@ def grs_hinge_backward(grad: Tensor, teacher: Tensor, student: Tensor, eps: floa
     teacher, student = teacher.contiguous(), student.contiguous()
     (teachers, count, _), students = teacher.shape, student.shape[0]
     d_teacher, d_student = torch.empty_like(teacher), torch.empty_like(student)
-    check_grid("grs_hinge_backward", triton.cdiv(count, 256), sets=teachers + students)
+    check_grid("grs_hinge_backward", cdiv(count, 256), sets=teachers + students)
     if count and teachers + students:
-        hinge_backward_kernel[(triton.cdiv(count, 256), teachers + students)](
+        hinge_backward_kernel[(cdiv(count, 256), teachers + students)](
             grad.contiguous(), teacher, student, d_teacher, d_student, eps, teachers, students, count, BLOCK=256, num_warps=4
         )  # fmt: skip
     return d_teacher, d_student

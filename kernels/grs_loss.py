@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import check_grid, computed, number
+from pamkd.kernels._shared import cdiv, check_grid, computed, next_power_of_2, number
 from pamkd.kernels.group_min_similarity import (
     FEW_ROWS,
     group_min_similarity,
@@ -183,7 +183,7 @@ def grs_loss(
     dtype = computed(teacher.dtype)
     similarity, pairs = teacher.new_empty(sets, count, 2, dtype=dtype), groups_x.new_empty(sets, count, 2, 2)
     blocks = lookup_blocks(size)
-    programs = triton.cdiv(count, blocks["BLOCK"])
+    programs = cdiv(count, blocks["BLOCK"])
     partial = teacher.new_empty(programs, students, teachers, dtype=dtype)
     loss = teacher.new_empty(students, teachers, dtype=dtype)
     loss_kernel[(programs,)](
@@ -218,9 +218,9 @@ def grs_loss_backward(
     used = pairs[first:last]
     order, starts = reverse_index(used.reshape(last - first, -1), n)
     widest = max(d if need_teacher else 0, student_d if need_student else 0)
-    block_d = min(256, max(32, triton.next_power_of_2(widest)))
-    check_grid("grs_loss_backward", n, columns=triton.cdiv(widest, block_d), sets=last - first)
-    loss_backward_kernel[(n, triton.cdiv(widest, block_d), last - first)](
+    block_d = min(256, max(32, next_power_of_2(widest)))
+    check_grid("grs_loss_backward", n, columns=cdiv(widest, block_d), sets=last - first)
+    loss_backward_kernel[(n, cdiv(widest, block_d), last - first)](
         grad.contiguous(), teacher, student, similarity, pairs, teacher_scale, student_scale, order, starts, d_teacher, d_student,
         eps, 1 / count if mean else 1.0, teachers, students, first, n, d, student_d, count,
         BLOCK_M=8, BLOCK_D=block_d, num_warps=block_d // 64 or 1,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import REGISTERS, dot_precision, number
+from pamkd.kernels._shared import REGISTERS, cdiv, dot_precision, next_power_of_2, number
 from pamkd.kernels.branches import (
     COLUMNS,
     MIX,
@@ -205,7 +205,7 @@ def node_mixture(
     """
     sets, branches, columns = weights.shape[0], table.shape[0], mix.shape[1]
     shape, tile = (*maps.geometry(), c, k, weights.shape[1]), tile_of(k)
-    tiles, vector = triton.cdiv(k, tile), vector_of(maps, c)
+    tiles, vector = cdiv(k, tile), vector_of(maps, c)
     pixels, block, warps = maps.nodes.shape[1:4].numel(), block_of(tile, vector), warps_of(tile)
     chunk_pixels, chunks = chunking(pixels, k, block)
     check_sizes("node_mixture", max(pixels, maps.s0.shape[1:4].numel()), block, max(each, 1) * groups * tiles, sets)
@@ -218,9 +218,9 @@ def node_mixture(
         )  # fmt: skip
     if draws is not None and vector < 8:  # draws take registers: 16 bytes of a map per thread
         block = max(16, block // 2)
-    mixture_kernel[(triton.cdiv(pixels, block), groups * tiles, sets)](
+    mixture_kernel[(cdiv(pixels, block), groups * tiles, sets)](
         table, *maps, weights, mix, mean, squares, kept, y, *shape, y_pitch, chunk_pixels, chunks, first, each, branches, columns,
         *(draws or Draws()), eps,
-        BLOCK=block, TILE=tile, VECTOR=vector, CHUNKS=triton.next_power_of_2(chunks), PRECISION=precision,
+        BLOCK=block, TILE=tile, VECTOR=vector, CHUNKS=next_power_of_2(chunks), PRECISION=precision,
         VARIANCE=len(kept) == 3, DRAWN=draws is not None, num_warps=warps, num_stages=1, maxnreg=REGISTERS,
     )  # fmt: skip

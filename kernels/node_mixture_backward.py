@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import REGISTERS, dot_precision
+from pamkd.kernels._shared import REGISTERS, cdiv, dot_precision, next_power_of_2
 from pamkd.kernels.branches import (
     COLUMNS,
     END_ROW,
@@ -251,7 +251,7 @@ class Backward:
         self.piece = (k + largest) * c
         self.sums = kept.new_empty(2, self.sets, self.branches, self.chunks, k)
         self.pieces = kept.new_empty(self.sets, self.branches, self.chunks, self.piece)
-        self.chunk_block = triton.next_power_of_2(self.chunks)
+        self.chunk_block = next_power_of_2(self.chunks)
         self.drawn, self.draws = draws is not None, draws or Draws()
 
     def node_mixture(self, first: int, each: int, groups: int, convolutions: int, grad: Tensor, grad_pitch: int) -> None:
@@ -264,7 +264,7 @@ class Backward:
 
     def add_up(self, first: int, each: int, groups: int, grad: Tensor, grad_pitch: int) -> None:
         """The sums of g and g u alone."""
-        programs = each * groups * triton.cdiv(self.k, self.tile)
+        programs = each * groups * cdiv(self.k, self.tile)
         check_sizes("node_mixture_backward", self.pixels, self.block, programs, self.sets)
         if programs:
             sums_kernel[(self.chunks, programs, self.sets)](
@@ -276,7 +276,7 @@ class Backward:
 
     def write_maps(self, first: int, each: int, groups: int, convolutions: int, grad: Tensor, grad_pitch: int) -> None:
         """The gradients of d, and pieces of dP and dtaps, from the sums."""
-        programs = convolutions * groups * triton.cdiv(self.c, self.tile)
+        programs = convolutions * groups * cdiv(self.c, self.tile)
         check_sizes("node_mixture_backward", self.pixels, self.block, programs, self.sets)
         if programs:
             maps_kernel[(self.chunks, programs, self.sets)](
@@ -302,7 +302,7 @@ class Backward:
             return
         sets = self.sets
         shape = (*self.maps.geometry(), self.c, grad.shape[-1], state.stride(-2))
-        shared_kernel[(triton.cdiv(self.pixels, self.block), triton.cdiv(self.c, self.tile), sets)](
+        shared_kernel[(cdiv(self.pixels, self.block), cdiv(self.c, self.tile), sets)](
             self.table, numbers, *self.maps, self.mix, self.kept, grad, self.sums, self.maps_out, state, *shape,
             self.chunks, self.branches, self.mix.shape[1], *bounds, map, int(add),
             *self.draws,
@@ -315,7 +315,7 @@ class Backward:
         out = torch.empty_like(self.weights)
         if out.numel() == 0:
             return out
-        weights_kernel[(self.branches, triton.cdiv(self.piece, 1024), self.sets)](
+        weights_kernel[(self.branches, cdiv(self.piece, 1024), self.sets)](
             self.table, self.pieces, out, self.c, self.k, self.weights.shape[1], self.chunks, self.piece, BLOCK=1024, num_warps=4
         )
         return out

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pamkd.kernels._shared import REGISTERS, check_grid, computed, dot_precision, row_columns, widened
+from pamkd.kernels._shared import REGISTERS, cdiv, check_grid, computed, dot_precision, row_columns, widened
 
 
 @triton.jit
@@ -148,7 +148,7 @@ def gram(first: Tensor, second: Tensor | None = None, counter: Tensor | None = N
     second_scale = None if second is None else second.new_empty(second.shape[:2], dtype=dtype)
     # Small batches take small tiles: more programs.
     block = 32 if n <= 256 or first.dtype == torch.float64 else 64
-    tiles = triton.cdiv(n, block)
+    tiles = cdiv(n, block)
     check_grid("pairwise_cosine", tiles, rows=tiles, sets=total)
     gram_kernel[(tiles, tiles, total)](
         first, second, cosine, scale, second_scale, counter, sets, n, d, d if second is None else second.shape[2],
@@ -170,8 +170,8 @@ def pairwise_cosine_backward(grad: Tensor, embeddings: Tensor, cosine: Tensor, s
     sets, n, d = embeddings.shape
     out = torch.empty_like(embeddings)
     block_d = 64 if embeddings.dtype == scale.dtype else 32  # what is widened takes registers
-    check_grid("pairwise_cosine_backward", triton.cdiv(n, 32), columns=triton.cdiv(d, block_d), sets=sets)
-    gram_backward_kernel[(triton.cdiv(n, 32), triton.cdiv(d, block_d), sets)](
+    check_grid("pairwise_cosine_backward", cdiv(n, 32), columns=cdiv(d, block_d), sets=sets)
+    gram_backward_kernel[(cdiv(n, 32), cdiv(d, block_d), sets)](
         grad.contiguous(), embeddings, cosine, scale, out, n, d,
         BLOCK=32, BLOCK_D=block_d, PRECISION=dot_precision(scale.dtype), num_warps=8, num_stages=2,
     )  # fmt: skip

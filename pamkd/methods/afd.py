@@ -122,12 +122,12 @@ class Afd(OneSet):
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
-        here, device = self.rows.indices(len(self._encoder_adam)), self._encoder_adam[0].first.device
+        here = self.rows.indices(len(self._encoder_adam))
         there = here if "judge.0" in state else ()
         parts = ("first", "second", "steps")
-        self._judges = [state[f"judge.{k}"].to(device) for k in there]
-        self._judge_adam = [Adam(*(state[f"judge_adam.{k}.{part}"].to(device) for part in parts)) for k in there]
-        self._encoder_adam = [Adam(*(state[f"encoder_adam.{k}.{part}"].to(device) for part in parts)) for k in here]
+        self._judges = [state[f"judge.{k}"] for k in there]
+        self._judge_adam = [Adam(*(state[f"judge_adam.{k}.{part}"] for part in parts)) for k in there]
+        self._encoder_adam = [Adam(*(state[f"encoder_adam.{k}.{part}"] for part in parts)) for k in here]
 
 
 def judge_layout(maps: Tensor) -> Layout:

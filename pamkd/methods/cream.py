@@ -122,7 +122,7 @@ class Cream(OneSet):
 
     def load(self, state: dict[str, Tensor]) -> None:
         super().load(state)
-        device, self._steps = self._meta.device, int(state["steps"])
-        self._meta = state["meta"].to(device)
-        parts = {name.removeprefix("board."): value.to(device).unbind() for name, value in state.items() if name.startswith("board.")}
+        self._steps = int(state["steps"])
+        self._meta = state["meta"]
+        parts = {name.removeprefix("board."): value.unbind() for name, value in state.items() if name.startswith("board.")}
         self._board = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]

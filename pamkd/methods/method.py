@@ -131,4 +131,4 @@ class Method:
         return {}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+        """Take over what `state` gave, on the device of the learners."""

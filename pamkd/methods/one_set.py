@@ -96,8 +96,8 @@ class OneSet(Method):
         return {"modules": self.modules, "modules_momentum": self._momentum}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.modules = state["modules"].to(self.modules.device).requires_grad_()
-        self._momentum = state["modules_momentum"].to(self.modules.device)
+        self.modules = state["modules"].requires_grad_()
+        self._momentum = state["modules_momentum"]
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:

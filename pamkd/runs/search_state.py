@@ -192,7 +192,8 @@ class SearchState:
         self.method.start(self.learners)
         for name, value in self.method.state().items():
             alike(tensors, f"method.{name}", value)
-        self.method.load({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})
+        of_method = {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
+        self.method.load({name: value.to(self.config.device) for name, value in of_method.items()})
         self.optimizer = self._adam()
         for k, learner in zip(self.here, self.learners, strict=True):
             prefix = f"adam.{k}."
