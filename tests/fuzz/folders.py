@@ -149,5 +149,5 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "train").write_text("no folder")
     with pytest.raises(OSError, match="train"):
         load_dataset("folder", tmp_path)
-    with pytest.raises(OSError, match="does not exist"):
+    with pytest.raises(OSError, match="there is no folder"):
         load_dataset("folder", tmp_path / "train")
